@@ -1,0 +1,31 @@
+"""The ``guided`` command. Verbs that need torch import it when they run."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from model_core.commands import models_app, sample
+
+app = typer.Typer(
+    name="guided",
+    help="Classifier-guided diffusion: sample, and manage models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(models_app, name="models")
+app.command()(sample)
+
+
+def main() -> None:
+    """Run the command; expected errors print one line and exit with 2."""
+    try:
+        app()
+    except ModuleNotFoundError as error:
+        if error.name not in ("torch", "safetensors", "numpy", "PIL"):
+            raise
+        sys.exit(f"guided: {error.name} is not installed; this verb needs: pip install 'guided-sampling-server[model]'")
+    except (ValueError, OSError) as error:
+        print(f"guided: {error}", file=sys.stderr)
+        sys.exit(2)

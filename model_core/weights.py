@@ -1,0 +1,190 @@
+"""Weights: checked against the network they are for, and read without running anyone's code."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from model_core.bundle import Bundle, BundleError, sha256
+from model_core.classifier import Classifier
+from model_core.config import ClassifierConfig, UNetConfig
+from model_core.denoiser import Denoiser
+from model_core.unet import Trunk, build_unet
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+"""Types weights may have on disk."""
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def build(config: UNetConfig | ClassifierConfig, device: torch.device | str = "meta") -> Trunk:
+    """The network ``config`` describes, by default without memory for its weights."""
+    with torch.device(device):
+        return Classifier(config) if isinstance(config, ClassifierConfig) else build_unet(config)
+
+
+def expected_shapes(network: nn.Module) -> Shapes:
+    """Names and shapes of a network's weights."""
+    return {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+
+
+def check_weights(source: str, expected: Shapes, names: Iterable[str], describe: Callable[[str], object]) -> None:
+    """Check names, shapes and types of weights against a network's.
+
+    Args:
+        source: the file, for messages.
+        expected: what the network needs.
+        names: what the file holds.
+        describe: name -> (shape, dtype), or None where it is not a tensor.
+
+    Raises:
+        BundleError: naming the first offending key and what was expected.
+    """
+    found = set(names)
+    for name, shape in expected.items():
+        if name not in found:
+            raise BundleError(f"{source}: {name} is missing; expected shape {list(shape)}")
+        described = describe(name)
+        if not isinstance(described, tuple):
+            raise BundleError(f"{source}: {name} is not a tensor; expected shape {list(shape)}")
+        actual, dtype = described
+        if tuple(actual) != shape:
+            raise BundleError(f"{source}: {name} has shape {list(actual)}; expected {list(shape)}")
+        if dtype not in FLOATS:
+            raise BundleError(f"{source}: {name} has type {dtype}; expected one of {', '.join(map(str, FLOATS))}")
+    for name in sorted(found - set(expected)):
+        raise BundleError(f"{source}: {name} is not a weight of this network; expected {len(expected)} others")
+
+
+_SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+
+
+def load_network(
+    config: UNetConfig | ClassifierConfig, path: Path, device: torch.device | str, dtype: torch.dtype
+) -> Trunk:
+    """Build a network and fill it from a safetensors file, one tensor at a time.
+
+    Memory never holds a second copy of the weights: the network is built without memory for them.
+
+    Args:
+        config: the network.
+        path: its weights.
+        device: where it goes.
+        dtype: of the convolutions; everything else is float32.
+
+    Raises:
+        BundleError: if the file is damaged or is for another network.
+    """
+    network = build(config)
+    with torch.device("meta"):
+        network.set_torso_dtype(dtype)
+    target = {name: tensor.dtype for name, tensor in network.state_dict().items()}
+    try:
+        with safe_open(path, framework="pt") as file:
+
+            def describe(name: str) -> object:
+                part = file.get_slice(name)
+                return tuple(part.get_shape()), _SAFETENSORS.get(part.get_dtype(), part.get_dtype())
+
+            check_weights(path.name, expected_shapes(network), file.keys(), describe)
+            for name, wanted in target.items():
+                module, _, leaf = name.rpartition(".")
+                # clone: the network owns its memory, and does not change if the file does
+                tensor = file.get_tensor(name).to(device, wanted, copy=True)
+                setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
+    return network
+
+
+def load(bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
+    """Load a bundle's networks, ready to sample.
+
+    Raises:
+        BundleError: if a weights file is damaged or does not fit the configuration.
+    """
+    config = bundle.config
+    unet = load_network(config.unet, bundle.weights_path("unet"), device, dtype)
+    classifier = None
+    if config.classifier:
+        classifier = load_network(config.classifier, bundle.weights_path("classifier"), device, dtype)
+    return Denoiser(unet, classifier, config.diffusion)  # type: ignore[arg-type]
+
+
+def verify(bundle: Bundle) -> None:
+    """Check a bundle's files: hashes as recorded, names, shapes and types as the networks need.
+
+    Raises:
+        BundleError: at the first thing wrong.
+    """
+    for part in bundle.parts:
+        path = bundle.weights_path(part)
+        record = bundle.config.weights.get(part)
+        if record is not None and path.stat().st_size != record.bytes:
+            raise BundleError(f"{path}: {path.stat().st_size} bytes; expected {record.bytes}")
+        if record is not None and sha256(path) != record.sha256:
+            raise BundleError(f"{path}: its SHA-256 differs from the recorded {record.sha256}")
+        config = bundle.config.unet if part == "unet" else bundle.config.classifier
+        assert config is not None
+        load_network(config, path, "cpu", torch.float32)
+
+
+def read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """Read a published ``.pt`` file: a state dict, and nothing that could run.
+
+    The file is memory-mapped where its format allows.
+
+    Raises:
+        BundleError: if it is damaged, holds anything but tensors by name, or tries to run code.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except FileNotFoundError:
+        raise BundleError(f"{path}: no such file") from None
+    except UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise BundleError(f"{path}: refused, it holds something other than weights ({reason})") from None
+    except Exception as error:  # a damaged pickle can raise anything; none of it is ours
+        raise BundleError(f"{path}: damaged, or not a PyTorch checkpoint ({error})") from None
+    if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
+        raise BundleError(f"{path}: not a state dict (weights by name)")
+    return state
+
+
+def convert_checkpoint(
+    source: Path, config: UNetConfig | ClassifierConfig, target: Path, dtype: torch.dtype | None = None
+) -> None:
+    """Write a published checkpoint's weights as safetensors.
+
+    Args:
+        source: the ``.pt`` file.
+        config: the network it is for.
+        target: the safetensors file to write.
+        dtype: to convert to; by default as they are.
+
+    Raises:
+        BundleError: if the weights are not this network's.
+    """
+    state = read_checkpoint(source)
+
+    def describe(name: str) -> object:
+        tensor = state[name]
+        return (tuple(tensor.shape), tensor.dtype) if isinstance(tensor, Tensor) else None
+
+    check_weights(source.name, expected_shapes(build(config)), state, describe)
+    save_file({name: tensor.to(dtype or tensor.dtype).contiguous() for name, tensor in state.items()}, target)
+
+
+def save_network(network: nn.Module, target: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a network's weights as safetensors, converted to ``dtype`` if given."""
+    state = network.state_dict()
+    save_file(
+        {name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in state.items()}, target
+    )

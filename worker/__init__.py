@@ -1,0 +1,1 @@
+"""The sampling engine and its queue worker."""
