@@ -16,9 +16,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Discriminator, Field, JsonValue, Tag, ValidationError, model_validator
 
 from model_core.config import (
     ClassifierConfig,
@@ -57,11 +57,23 @@ class WeightsRecord(FrozenModel):
     bytes: int
 
 
+def _network_kind(value: Any) -> str:
+    """Tag of the network a configuration is for: upsamplers say their low-resolution size."""
+    upsampler = "low_res_size" in value if isinstance(value, dict) else isinstance(value, UpsamplerConfig)
+    return UpsamplerConfig.__name__ if upsampler else UNetConfig.__name__
+
+
+AnyUNetConfig = Annotated[
+    Annotated[UpsamplerConfig, Tag(UpsamplerConfig.__name__)] | Annotated[UNetConfig, Tag(UNetConfig.__name__)],
+    Discriminator(_network_kind),
+]
+
+
 class BundleConfig(FrozenModel):
     """Contents of ``config.json``: everything about a model but its weights."""
 
     format: Literal[1] = 1
-    unet: UpsamplerConfig | UNetConfig
+    unet: AnyUNetConfig
     classifier: ClassifierConfig | None = None
     diffusion: DiffusionConfig
     class_names: tuple[str, ...] | None = None
@@ -156,7 +168,8 @@ def _explain(error: ValidationError | OSError) -> str:
     if isinstance(error, OSError):
         return error.strerror or str(error)
     first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
+    tags = (UNetConfig.__name__, UpsamplerConfig.__name__)
+    where = ".".join(str(part) for part in first["loc"] if part not in tags)
     message = first["msg"].removeprefix("Value error, ")
     return f"{where}: {message}" if where else message
 

@@ -94,11 +94,12 @@ def load_network(
                 return tuple(part.get_shape()), _SAFETENSORS.get(part.get_dtype(), part.get_dtype())
 
             check_weights(path.name, expected_shapes(network), file.keys(), describe)
-            for name, wanted in target.items():
-                module, _, leaf = name.rpartition(".")
-                # clone: the network owns its memory, and does not change if the file does
+        for name, wanted in target.items():
+            # Opened anew for each: the pages of a tensor just copied do not stay mapped beside the copy.
+            with safe_open(path, framework="pt") as file:
                 tensor = file.get_tensor(name).to(device, wanted, copy=True)
-                setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+            module, _, leaf = name.rpartition(".")
+            setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
     return network

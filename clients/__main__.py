@@ -1,0 +1,5 @@
+"""``python -m clients`` is the ``guided`` command."""
+
+from clients.cli import main
+
+main()
