@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 
 import typer
+from pydantic import ValidationError
 
 from model_core.commands import models_app, sample
+from model_core.config import explain
 
 app = typer.Typer(
     name="guided",
@@ -26,6 +28,9 @@ def main() -> None:
         if error.name not in ("torch", "safetensors", "numpy", "PIL"):
             raise
         sys.exit(f"guided: {error.name} is not installed; this verb needs: pip install 'guided-sampling-server[model]'")
+    except ValidationError as error:
+        print(f"guided: {explain(error)}", file=sys.stderr)
+        sys.exit(2)
     except (ValueError, OSError) as error:
         print(f"guided: {error}", file=sys.stderr)
         sys.exit(2)

@@ -27,6 +27,7 @@ from model_core.config import (
     UNetConfig,
     UpsamplerConfig,
     check_variance,
+    explain,
 )
 from model_core.schedule import respaced_timesteps
 
@@ -155,23 +156,15 @@ def open_bundle(path: Path) -> Bundle:
         config = BundleConfig.model_validate_json(file.read_bytes())
     except FileNotFoundError:
         raise BundleError(f"{path}: not a bundle (no {CONFIG})") from None
-    except (ValidationError, OSError) as error:
-        raise BundleError(f"{file}: {_explain(error)}") from None
+    except OSError as error:
+        raise BundleError(f"{file}: {error.strerror}") from None
+    except ValidationError as error:
+        raise BundleError(f"{file}: {explain(error)}") from None
     bundle = Bundle(path, config)
     for part in bundle.parts:
         if not bundle.weights_path(part).is_file():
             raise BundleError(f"{path}: {part}.safetensors is missing")
     return bundle
-
-
-def _explain(error: ValidationError | OSError) -> str:
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    first = error.errors()[0]
-    tags = (UNetConfig.__name__, UpsamplerConfig.__name__)
-    where = ".".join(str(part) for part in first["loc"] if part not in tags)
-    message = first["msg"].removeprefix("Value error, ")
-    return f"{where}: {message}" if where else message
 
 
 def sha256(path: Path) -> str:

@@ -138,9 +138,7 @@ def import_model(
         name,
         Checkpoint(unet, preset, flags),
         Checkpoint(classifier, classifier_preset, classifier_flags) if classifier else None,
-        class_names=class_names.read_text().split("\n")[: -1 if class_names.read_text().endswith("\n") else None]
-        if class_names
-        else None,
+        class_names=class_names.read_text().splitlines() if class_names else None,
         dtype=dtype,
     )
     print(f"published {bundle.name}@{bundle.version}")

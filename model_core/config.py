@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 GROUPS = 32
 """Groups of every GroupNorm: each level's channel count must be a multiple of this."""
@@ -215,3 +215,12 @@ def check_variance(unet: UNetConfig, diffusion: DiffusionConfig) -> None:
         raise ValueError(
             f"out_channels: variance {diffusion.variance!r} needs {expected} output channels, got {unet.out_channels}"
         )
+
+
+def explain(error: ValidationError) -> str:
+    """The first thing wrong, in one line: the field and the reason."""
+    first = error.errors()[0]
+    tags = (UNetConfig.__name__, UpsamplerConfig.__name__)
+    where = ".".join(str(part) for part in first["loc"] if part not in tags)
+    message = first["msg"].removeprefix("Value error, ")
+    return f"{where}: {message}" if where else message

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from model_core.bundle import CARD, Bundle, BundleConfig, BundleError, SamplingDefaults, Store, sha256, write_config
+from model_core.bundle import CARD, Bundle, BundleConfig, SamplingDefaults, Store, sha256, write_config
 from model_core.config import ClassifierConfig, DiffusionConfig, UNetConfig
 from model_core.flags import classifier_config, diffusion_config, parse_flags, sampling_flags, unet_config
 from model_core.presets import PRESETS, preset
@@ -112,16 +112,13 @@ def _bundle_config(
         guidance_scale=guidance,
         clip_denoised=bool(said.get("clip_denoised", True)),
     )
-    try:
-        return BundleConfig(
-            unet=network,
-            classifier=guide,
-            diffusion=diffusion,
-            class_names=tuple(class_names) if class_names else None,
-            defaults=defaults,
-        )
-    except ValueError as error:
-        raise BundleError(f"the parts do not fit together: {error}") from None
+    return BundleConfig(
+        unet=network,
+        classifier=guide,
+        diffusion=diffusion,
+        class_names=tuple(class_names) if class_names else None,
+        defaults=defaults,
+    )
 
 
 def _card(name: str, config: BundleConfig, checksums: dict[str, str]) -> str:

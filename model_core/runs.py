@@ -85,7 +85,7 @@ def run(
     pictures = _stage(load_for(bundle, options), specs, options, bar, bundle.config.kind, low_res)
     if upsampler:
         upper = replace(options, respacing=options.upsample_respacing, guidance_scale=None, guidance_interval=None)
-        upper_specs = [replace(s, stage=1) for s in make_specs(upsampler.config, upper, labels, count)]
+        upper_specs = make_specs(upsampler.config, upper, labels, count)
         # Between the stages pictures are rounded to 8 bits, as in the published pipeline.
         small = from_pixels(to_pixels(pictures))
         pictures = _stage(load_for(upsampler, options), upper_specs, options, bar, "upsampler", small)
@@ -142,7 +142,7 @@ def _parse_classes(text: str, config: BundleConfig) -> list[int]:
     for part in (p.strip() for p in text.split(",")):
         if part in names:
             labels.append(names[part])
-        elif match := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", part):
+        elif match := re.fullmatch(r"([0-9]{1,9})(?:-([0-9]{1,9}))?", part):
             low, high = int(match[1]), int(match[2] or match[1])
             if not low <= high < config.num_classes:
                 raise ValueError(f"classes: {part} is not within 0 to {config.num_classes - 1}")
@@ -171,6 +171,7 @@ def make_specs(config: BundleConfig, options: SampleOptions, labels: list[int] |
         SampleSpec(
             seed=options.seed,
             index=i,
+            stage=int(isinstance(config.unet, UpsamplerConfig)),
             respacing=options.respacing or defaults.respacing,
             sampler=SAMPLERS[sampler],
             eta=eta,

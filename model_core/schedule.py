@@ -50,9 +50,9 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
     text = respacing.replace(" ", "")
     if not text:
         return tuple(range(diffusion_steps))
-    if match := re.fullmatch(r"ddim(\d{1,9})", text):
+    if match := re.fullmatch(r"ddim([0-9]{1,9})", text):
         return _ddim_timesteps(diffusion_steps, int(match[1]))
-    if not re.fullmatch(r"\d{1,9}(,\d{1,9})*", text):
+    if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         raise ValueError(
             f"respacing: {respacing[:40]!r} is not a count ('250'), counts by section ('90,60,60,20,20') or 'ddimN'"
         )

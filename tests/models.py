@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from model_core.bundle import Bundle, BundleConfig, Store, write_config
+from model_core.bundle import Bundle, BundleConfig, SamplingDefaults, Store, write_config
 from model_core.classifier import Classifier
 from model_core.config import ClassifierConfig, DiffusionConfig, UNetConfig, UpsamplerConfig
 from model_core.denoiser import Denoiser
@@ -68,7 +68,7 @@ def tiny_config(**changes: Any) -> BundleConfig:
 def upsampler_config() -> BundleConfig:
     """A 16 to 32 upsampler for it."""
     unet = UpsamplerConfig(**{**tiny, "image_size": 32}, low_res_size=16)
-    return BundleConfig(unet=unet, diffusion=DiffusionConfig(), defaults={"respacing": "3"})  # type: ignore[arg-type]
+    return BundleConfig(unet=unet, diffusion=DiffusionConfig(), defaults=SamplingDefaults(respacing="3"))
 
 
 def write_weights(folder: Path, config: BundleConfig, dtype: torch.dtype | None = None) -> None:

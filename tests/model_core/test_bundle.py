@@ -50,9 +50,10 @@ def test_round_trip(bundle: Bundle) -> None:
 
 def test_half_precision_weights_and_torso(tmp_path: Path) -> None:
     half = publish(tmp_path, "half", tiny_config(), torch.float16)
-    assert half.weights_path("unet").stat().st_size < 0.6 * publish(tmp_path, "full", tiny_config()).weights_path(
-        "unet"
-    ).stat().st_size
+    assert (
+        half.weights_path("unet").stat().st_size
+        < 0.6 * publish(tmp_path, "full", tiny_config()).weights_path("unet").stat().st_size
+    )
     spec = SampleSpec(3, 0, respacing="ddim5", label=2, guidance_scale=4.0)
     full = sample(load(half), [spec])
     denoiser = load(half, dtype=torch.bfloat16)
@@ -73,7 +74,9 @@ def test_versions_and_latest(tmp_path: Path) -> None:
     assert publish(tmp_path, "tiny", tiny_config()).version == "3"
 
 
-@pytest.mark.parametrize("reference", ["../tiny", "tiny/1", "Tiny", "", "tiny@../1", "tiny@9", "tiny@", "absent", ".tiny"])
+@pytest.mark.parametrize(
+    "reference", ["../tiny", "tiny/1", "Tiny", "", "tiny@../1", "tiny@9", "tiny@", "absent", ".tiny"]
+)
 def test_bad_references_are_refused(bundle: Bundle, reference: str) -> None:
     with pytest.raises(BundleError, match="model"):
         Store(bundle.path.parent.parent).find(reference)
@@ -81,9 +84,14 @@ def test_bad_references_are_refused(bundle: Bundle, reference: str) -> None:
 
 def test_failed_publication_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
-    with pytest.raises(BundleError, match="not a bundle"), store.staging("tiny") as staged:
-        (staged / "unet.safetensors").write_bytes(b"half a file")
-        store.publish("tiny", staged)
+
+    def publish_half() -> None:
+        with store.staging("tiny") as staged:
+            (staged / "unet.safetensors").write_bytes(b"half a file")
+            store.publish("tiny", staged)
+
+    with pytest.raises(BundleError, match="not a bundle"):
+        publish_half()
     assert not (tmp_path / "models").exists()
 
 

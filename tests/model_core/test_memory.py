@@ -53,7 +53,9 @@ def test_loading_the_64x64_model(tmp_path: Path) -> None:
         assert config.classifier is not None
         for part, network in (("unet", config.unet), ("classifier", config.classifier)):
             shapes = expected_shapes(build(network))
-            save_file({name: torch.randn(shape) * 0.02 for name, shape in shapes.items()}, staged / f"{part}.safetensors")
+            save_file(
+                {name: torch.randn(shape) * 0.02 for name, shape in shapes.items()}, staged / f"{part}.safetensors"
+            )
         write_config(staged, config)
         out = subprocess.run([sys.executable, "-c", MEASURE, str(staged)], check=True, capture_output=True, text=True)
     measured = json.loads(out.stdout)

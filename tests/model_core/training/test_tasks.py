@@ -10,7 +10,6 @@ import pytest
 import torch
 from PIL import Image
 
-
 from model_core.training.__main__ import main
 from model_core.training.state import load_state
 
