@@ -108,9 +108,9 @@ def test_sampler(golden: Golden) -> None:
     timesteps = golden.array("timesteps").tolist()
     table = respaced_timesteps(settings["diffusion_steps"], settings["respacing"])
     offset = denoiser.bank.offset(settings["respacing"])
-    # An encoding starts from the clean pictures that the bits_per_dim file holds.
+    # An encoding starts from the clean pictures that the loss files hold.
     encode = settings["method"] == "ddim_encode"
-    x = of_kind("bits_per_dim")[0].tensor("x_start") if encode else golden.noise(0, shape)
+    x = of_kind("bits_per_dim", "loss")[0].tensor("x_start") if encode else golden.noise(0, shape)
     kept = []
     assert timesteps == list(table)
     for k, t in enumerate(timesteps if encode else reversed(timesteps)):
