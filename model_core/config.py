@@ -20,7 +20,7 @@ Variance = Literal["learned_range", "fixed_small", "fixed_large"]
 Loss = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
 
 Count = Annotated[int, Field(ge=1)]
-Multiplier = Annotated[float, Field(gt=0)]
+Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 class FrozenModel(BaseModel):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import shlex
 from collections.abc import Mapping
 from typing import Literal
@@ -118,7 +119,10 @@ def _typed(name: str, value: str) -> Flag:
         return _BOOLEANS[value.lower()]
     kind = type(default)
     try:
-        return kind(value)
+        number = float(value) if kind is float else int(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
     except ValueError:
         expected = "a whole number" if kind is int else "a number"
         raise ValueError(f"flags: --{name} is {value!r}; expected {expected}") from None
@@ -136,7 +140,10 @@ def _factors(name: str, text: Flag, image_size: int) -> tuple[int, ...]:
 
 def _numbers(name: str, text: Flag) -> list[float]:
     try:
-        return [float(part) for part in str(text).split(",") if part.strip()]
+        numbers = [float(part) for part in str(text).split(",") if part.strip()]
+        if not all(map(math.isfinite, numbers)):
+            raise ValueError
+        return numbers
     except ValueError:
         raise ValueError(f"{name}: {text!r} is not a list of numbers such as '32,16,8'") from None
 

@@ -26,6 +26,7 @@ from tests.models import tiny, tiny_classifier
         ({"num_heads_upsample": 3}, "num_heads_upsample: 3 does not divide"),
         ({"out_channels": 5}, r"out_channels: 5 is neither in_channels \(3\) nor twice that"),
         ({"dropout": 1.0}, "dropout"),
+        ({"channel_mult": (1, float("inf"))}, "channel_mult"),
         ({"num_classes": 0}, "num_classes"),
         ({"model_channels": 0}, "model_channels"),
         ({"depth": 3}, "depth"),
