@@ -255,8 +255,8 @@ class Store:
         """
         open_bundle(staged)
         for path in staged.iterdir():
-            _sync(path)
-        _sync(staged)
+            sync(path)
+        sync(staged)
         folder = self.root / check_name(name)
         while True:
             version = str(int((self.versions(name) or ["0"])[-1]) + 1)
@@ -266,7 +266,7 @@ class Store:
             except OSError:
                 if not (folder / version).exists():
                     raise  # else another publisher took the number: take the next
-        _sync(folder)
+        sync(folder)
         self.set_latest(name, version)
         return open_bundle(folder / version)
 
@@ -281,9 +281,9 @@ class Store:
         folder = self.root / name
         temporary = folder / f".{LATEST}-{uuid.uuid4().hex}"
         temporary.write_text(version + "\n")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(folder / LATEST)
-        _sync(folder)
+        sync(folder)
 
 
 def check_name(name: str) -> str:
@@ -309,7 +309,8 @@ def write_config(path: Path, config: BundleConfig) -> BundleConfig:
     return config
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's contents, or a folder's entries, on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -26,17 +26,26 @@ def from_pixels(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels.astype(np.float32) / 127.5 - 1).permute(0, 3, 1, 2).contiguous()
 
 
-def grid(pixels: Pixels, columns: int | None = None) -> Image.Image:
-    """The pictures side by side, row by row, as near to a square as fits by default."""
+def grid(
+    pixels: Pixels, columns: int | None = None, *, gap: int = 0, zoom: int = 1, background: str = "white"
+) -> Image.Image:
+    """The pictures side by side, row by row, as near to a square as fits by default.
+
+    Args:
+        pixels: the pictures.
+        columns: pictures per row.
+        gap: pixels of ``background`` around each picture.
+        zoom: whole factor by which the sheet is enlarged.
+        background: colour of gaps and of places left empty.
+    """
     count, height, width, _ = pixels.shape
     columns = columns or math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    sheet = Image.new("RGB", (columns * width, rows * height), "white")
+    sheet = Image.new("RGB", (columns * (width + gap) + gap, rows * (height + gap) + gap), background)
     for i, picture in enumerate(pixels):
-        sheet.paste(
-            Image.fromarray(np.broadcast_to(picture, (height, width, 3))), (i % columns * width, i // columns * height)
-        )
-    return sheet
+        place = (gap + i % columns * (width + gap), gap + i // columns * (height + gap))
+        sheet.paste(Image.fromarray(np.broadcast_to(picture, (height, width, 3))), place)
+    return sheet.resize((sheet.width * zoom, sheet.height * zoom), Image.Resampling.NEAREST)
 
 
 def save(path: Path, pixels: Pixels, labels: list[int] | None) -> None:

@@ -18,6 +18,7 @@ from model_core.noise import random_labels
 from model_core.pictures import from_pixels, read, save, to_pixels
 from model_core.samplers import Sampler
 from model_core.sampling import sample
+from model_core.schedule import respaced_timesteps
 from model_core.weights import load
 
 SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
@@ -193,8 +194,6 @@ def _stage(
     low_res: Tensor | None,
 ) -> Tensor:
     # Unlike specs would need their own counts; those of one run take equally many steps.
-    from model_core.schedule import respaced_timesteps
-
     steps = len(respaced_timesteps(denoiser.diffusion.diffusion_steps, specs[0].respacing))
     task = bar.add_task(title, total=steps * len(specs))
     return sample(

@@ -35,6 +35,7 @@ def betas(schedule: NoiseSchedule, steps: int) -> Array:
     return np.array([min(1 - alpha_bar((i + 1) / steps) / alpha_bar(i / steps), 0.999) for i in range(steps)])
 
 
+@lru_cache(maxsize=256)
 def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
     """Timesteps kept by a respacing, ascending.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,6 +68,30 @@ def check_weights(source: str, expected: Shapes, names: Iterable[str], describe:
 _SAFETENSORS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            yield file
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
+
+
+def check_file(path: Path, expected: Shapes) -> None:
+    """Check a safetensors file against a network by its header, without reading the weights.
+
+    Raises:
+        BundleError: if the file is damaged or is for another network.
+    """
+    with _opened(path) as file:
+
+        def describe(name: str) -> object:
+            part = file.get_slice(name)
+            return tuple(part.get_shape()), _SAFETENSORS.get(part.get_dtype(), part.get_dtype())
+
+        check_weights(path.name, expected, file.keys(), describe)
+
+
 def load_network(
     config: UNetConfig | ClassifierConfig, path: Path, device: torch.device | str, dtype: torch.dtype
 ) -> Trunk:
@@ -83,25 +109,14 @@ def load_network(
         BundleError: if the file is damaged or is for another network.
     """
     network = build(config)
-    with torch.device("meta"):
-        network.set_torso_dtype(dtype)
-    target = {name: tensor.dtype for name, tensor in network.state_dict().items()}
-    try:
-        with safe_open(path, framework="pt") as file:
-
-            def describe(name: str) -> object:
-                part = file.get_slice(name)
-                return tuple(part.get_shape()), _SAFETENSORS.get(part.get_dtype(), part.get_dtype())
-
-            check_weights(path.name, expected_shapes(network), file.keys(), describe)
-        for name, wanted in target.items():
-            # Opened anew for each: the pages of a tensor just copied do not stay mapped beside the copy.
-            with safe_open(path, framework="pt") as file:
-                tensor = file.get_tensor(name).to(device, wanted, copy=True)
-            module, _, leaf = name.rpartition(".")
-            setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
-    except (SafetensorError, OSError) as error:
-        raise BundleError(f"{path}: not a whole safetensors file ({error})") from None
+    network.set_torso_dtype(dtype)
+    check_file(path, expected_shapes(network))
+    for name, empty in network.state_dict().items():
+        # Opened anew for each: the pages of a tensor just copied do not stay mapped beside the copy.
+        with _opened(path) as file:
+            tensor = file.get_tensor(name).to(device, empty.dtype, copy=True)
+        module, _, leaf = name.rpartition(".")
+        setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
     return network
 
 
@@ -134,7 +149,7 @@ def verify(bundle: Bundle) -> None:
             raise BundleError(f"{path}: its SHA-256 differs from the recorded {record.sha256}")
         config = bundle.config.unet if part == "unet" else bundle.config.classifier
         assert config is not None
-        load_network(config, path, "cpu", torch.float32)
+        check_file(path, expected_shapes(build(config)))
 
 
 def read_checkpoint(path: Path) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -46,10 +47,7 @@ def _networks() -> tuple[UNet, Classifier]:
 
 def tiny_denoiser() -> Denoiser:
     """A 16x16 model of 10 classes with a classifier."""
-    unet = UNet(UNetConfig(**tiny))
-    unet.load_state_dict(_networks()[0].state_dict())
-    guide = Classifier(ClassifierConfig(**tiny_classifier))
-    guide.load_state_dict(_networks()[1].state_dict())
+    unet, guide = copy.deepcopy(_networks())
     return Denoiser(unet, guide, DiffusionConfig())
 
 

@@ -1,4 +1,4 @@
-"""Make the emoji data set: folders of class folders of PNGs on white, from two npm packages.
+"""Make the emoji data set: folders of class folders of PNGs on white, from three npm archives.
 
     python examples/emoji/prepare.py --out DIR
 

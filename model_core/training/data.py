@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model_core.pictures import from_pixels
 from model_core.training.config import DataConfig
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
@@ -89,11 +90,6 @@ def view(image: Image.Image, size: int, *, side: float, left: float, top: float,
     return array[:, ::-1] if flip else array
 
 
-def to_tensor(views: list[np.ndarray]) -> Tensor:
-    """Stack (H, W, 3) uint8 pictures into a (B, 3, H, W) float32 batch in [-1, 1]."""
-    return torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
 class Batches:
     """The batch of every step, as a function of the seed and the step alone.
 
@@ -127,7 +123,7 @@ class Batches:
                     flip=flip,
                 )
             )
-        return to_tensor(views), torch.from_numpy(self.folder.labels[indices])
+        return from_pixels(np.stack(views)), torch.from_numpy(self.folder.labels[indices])
 
     def _balanced(self, step: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, step))
@@ -152,4 +148,4 @@ def centred(folder: ImageFolder, config: DataConfig, size: int, batch_size: int)
     for start in range(0, len(folder), batch_size):
         chosen = folder.images[start : start + batch_size]
         views = [view(image, size, side=side, left=0.5, top=0.5, flip=False) for image in chosen]
-        yield to_tensor(views), torch.from_numpy(folder.labels[start : start + batch_size])
+        yield from_pixels(np.stack(views)), torch.from_numpy(folder.labels[start : start + batch_size])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from model_core.bundle import sync
 
 KEPT = 2
 """How many states a run keeps."""
@@ -26,16 +27,10 @@ def save_state(run_dir: Path, step: int, state: dict[str, Any]) -> Path:
     run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / f"state-{step:09d}.pt"
     aside = path.with_suffix(".tmp")
-    with aside.open("wb") as stream:
-        torch.save(state, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
+    torch.save(state, aside)
+    sync(aside)
     aside.rename(path)
-    folder = os.open(run_dir, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    sync(run_dir)
     for old in state_files(run_dir)[:-KEPT]:
         old.unlink()
     return path
