@@ -162,7 +162,7 @@ def sample(
         tuple[int, int] | None, typer.Option(help="Guide only at timesteps from LOW to HIGH.")
     ] = None,
     clip: Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip predicted x_0 to [-1, 1].")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed; picture i depends on (seed, i) alone.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; picture i has seed + i.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 8,
     upsample: Annotated[str | None, typer.Option(help="Upsampler to run on the pictures.")] = None,
     upsample_respacing: Annotated[str | None, typer.Option(help="Its steps; default: the upsampler's.")] = None,

@@ -7,7 +7,8 @@ any step. Both the command line and the server's engine are loops around them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,8 +29,7 @@ class SampleSpec:
     """Everything that decides one picture, given the model."""
 
     seed: int = 0
-    index: int = 0
-    """Position in the request; (seed, index) name the sample's random stream."""
+    """Names the sample's random stream."""
     stage: int = 0
     """0 for a base model, 1 for the upsampler after it: another stream of the same sample."""
     respacing: str = ""
@@ -187,12 +187,40 @@ class SampleBatch:
         self._scale = torch.tensor([s.guidance_scale for s in specs], dtype=torch.float32, device=device)
         self._label = torch.tensor([s.label or 0 for s in specs], device=device)
         self._clip = torch.tensor([s.clip_denoised for s in specs], dtype=torch.bool, device=device)
-        self._keys = noise_keys([s.seed for s in specs], [s.index for s in specs], [s.stage for s in specs], device)
-        self.x = normal(self._keys, self._draw(), denoiser.shape) if start is None else start.to(device, torch.float32)
+        self._keys = noise_keys([s.seed for s in specs], [s.stage for s in specs], device)
+        # Draw 0 of a sample's stream is x_T, draw k belongs to its k-th step.
+        draw = torch.zeros(len(self.specs), dtype=torch.int64, device=device)
+        self.x = normal(self._keys, draw, denoiser.shape) if start is None else start.to(device, torch.float32)
         """The samples as they are now, (B, C, H, W)."""
 
     def __len__(self) -> int:
         return len(self.specs)
+
+    @classmethod
+    def join(cls, batches: Sequence[SampleBatch]) -> SampleBatch:
+        """The samples of several batches of one model, in order, as one batch."""
+        first, *_ = batches
+        joined = copy(first)
+        joined.specs = [spec for batch in batches for spec in batch.specs]
+        joined._timesteps = [kept for batch in batches for kept in batch._timesteps]
+        joined._taken = np.concatenate([batch._taken for batch in batches])
+        if first.low_res is not None:
+            joined.low_res = torch.cat([batch.low_res for batch in batches if batch.low_res is not None])
+        for name in _DEVICE_STATE:
+            setattr(joined, name, torch.cat([getattr(batch, name) for batch in batches]))
+        return joined
+
+    def select(self, indices: Sequence[int]) -> SampleBatch:
+        """The named samples as they are now, in this order, as a batch of its own."""
+        index = torch.tensor(list(indices), dtype=torch.int64, device=self.denoiser.device)
+        selected = copy(self)
+        selected.specs = [self.specs[i] for i in indices]
+        selected._timesteps = [self._timesteps[i] for i in indices]
+        selected._taken = self._taken[list(indices)]
+        selected.low_res = None if self.low_res is None else self.low_res[index]
+        for name in _DEVICE_STATE:
+            setattr(selected, name, getattr(self, name)[index])
+        return selected
 
     @property
     def steps_left(self) -> list[int]:
@@ -204,10 +232,36 @@ class SampleBatch:
         """The original process's timestep at which each sample will take its next step."""
         return [t[n] for t, n in zip(self._timesteps, self._taken, strict=True)]
 
+    @property
+    def guided(self) -> list[int]:
+        """Which samples will get a classifier pass at their next step."""
+        return [i for i, (s, t) in enumerate(zip(self.specs, self.timesteps, strict=True)) if _is_guided(s, t)]
+
     def step(self) -> StepOutput:
-        """Every sample takes its next step; all must have one left."""
+        """Every sample takes its next step; all must have one left. If it raises, none has taken it."""
+        out = self._advance(self.guided)
+        self.x = out.x
+        self._taken = self._taken + 1
+        return out
+
+    def step_padded(self, bucket: Callable[[int], int]) -> StepOutput:
+        """As :meth:`step`, in tensors of few different shapes, for compiled networks.
+
+        Args:
+            bucket: number of samples -> the batch size to use, at least as large. Both networks'
+                batches are filled up with copies of their first sample.
+        """
+        count = len(self)
+        padded = self.select([*range(count), *[0] * (bucket(count) - count)])
+        guided = padded.guided
+        guided += guided[:1] * (bucket(len(guided)) - len(guided)) if guided else []
+        out = padded._advance(guided)
+        self.x = out.x[:count]
+        self._taken = self._taken + 1
+        return StepOutput(self.x, out.pred_x0[:count])
+
+    def _advance(self, guided: list[int]) -> StepOutput:
         taken = torch.as_tensor(self._taken, device=self.denoiser.device)
-        guided = [i for i, (s, t) in enumerate(zip(self.specs, self.timesteps, strict=True)) if _is_guided(s, t)]
         batch = StepBatch(
             row=self._first_row + self._direction * taken,
             sampler=self._sampler,
@@ -217,28 +271,11 @@ class SampleBatch:
             clip=self._clip,
             guided=torch.tensor(guided, dtype=torch.int64, device=self.denoiser.device),
         )
-        self._taken += 1
         if any(s.sampler == Sampler.DDPM or s.eta > 0 for s in self.specs):
-            noise = normal(self._keys, self._draw(), self.denoiser.shape)
+            noise = normal(self._keys, taken + 1, self.denoiser.shape)
         else:
             noise = torch.zeros(1, device=self.denoiser.device)
-        out = self.denoiser.step(self.x, batch, noise, self.low_res)
-        self.x = out.x
-        return out
-
-    def keep(self, indices: Sequence[int]) -> None:
-        """Let only the named samples go on, in this order."""
-        index = torch.tensor(list(indices), dtype=torch.int64, device=self.denoiser.device)
-        self.specs = [self.specs[i] for i in indices]
-        self._timesteps = [self._timesteps[i] for i in indices]
-        self._taken = self._taken[list(indices)]
-        self.low_res = None if self.low_res is None else self.low_res[index]
-        for name in _DEVICE_STATE:
-            setattr(self, name, getattr(self, name)[index])
-
-    def _draw(self) -> Tensor:
-        """Number of the draw each sample is at: 0 is x_T, k belongs to its k-th step."""
-        return torch.as_tensor(self._taken, device=self.denoiser.device)
+        return self.denoiser.step(self.x, batch, noise, self.low_res)
 
 
 _DEVICE_STATE = ("_first_row", "_direction", "_sampler", "_eta", "_scale", "_label", "_clip", "_keys", "x")

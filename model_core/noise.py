@@ -1,9 +1,9 @@
 """Random numbers that belong to a sample, not to a batch.
 
-Sample ``i`` of a request with seed ``s`` draws its noise from a counter-based generator (Threefry
-2x32, 20 rounds: Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Draw ``k`` is a
-function of (s, i, stage, k) alone: no state to keep while a sample is parked, no Python loop over
-samples, the same numbers on every device and in every batch.
+A sample with seed ``s`` draws its noise from a counter-based generator (Threefry 2x32, 20 rounds:
+Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3"). Draw ``k`` is a function of
+(s, stage, k) alone: no state to keep while a sample is parked, no Python loop over samples, the
+same numbers on every device and in every batch.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-MAX_SEED = 2**63 - 1
-"""Largest seed."""
+from model_core.seeds import MAX_SEED
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
@@ -45,14 +44,11 @@ def _word(value: int) -> int:
     return value - (1 << 32) if value >= 1 << 31 else value
 
 
-def noise_keys(
-    seeds: Sequence[int], indices: Sequence[int], stages: Sequence[int], device: torch.device | str = "cpu"
-) -> Tensor:
+def noise_keys(seeds: Sequence[int], stages: Sequence[int], device: torch.device | str = "cpu") -> Tensor:
     """Keys of the samples' random streams: (B, 2) int32.
 
     Args:
-        seeds: the requests' seeds, 0 to ``MAX_SEED``.
-        indices: the samples' positions in their requests.
+        seeds: the samples' seeds, 0 to ``MAX_SEED``.
         stages: 0 for the base model, 1 for an upsampler after it.
         device: where the keys go.
 
@@ -67,7 +63,8 @@ def noise_keys(
         return torch.tensor([_word(v) for v in values], dtype=torch.int32)
 
     key = (words(seeds), words([seed >> 32 for seed in seeds]))
-    return torch.stack(threefry2x32(key, (words(indices), words(stages))), dim=1).to(device)
+    counter = (torch.zeros(len(seeds), dtype=torch.int32), words(stages))
+    return torch.stack(threefry2x32(key, counter), dim=1).to(device)
 
 
 def normal(keys: Tensor, draw: Tensor, shape: Sequence[int]) -> Tensor:
@@ -85,9 +82,3 @@ def normal(keys: Tensor, draw: Tensor, shape: Sequence[int]) -> Tensor:
     radius = (-2 * u.log()).sqrt()
     flat = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :size]
     return flat.reshape(-1, *shape)
-
-
-def random_labels(seed: int, count: int, num_classes: int) -> list[int]:
-    """``count`` uniformly random class labels that belong to ``seed``."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(num_classes, (count,), generator=generator).tolist()

@@ -14,11 +14,11 @@ from model_core.bundle import Bundle, BundleConfig
 from model_core.config import UpsamplerConfig
 from model_core.denoiser import Denoiser, SampleSpec
 from model_core.importing import DTYPES
-from model_core.noise import random_labels
 from model_core.pictures import from_pixels, read, save, to_pixels
 from model_core.samplers import Sampler
 from model_core.sampling import sample
 from model_core.schedule import respaced_timesteps
+from model_core.seeds import image_seed, random_label
 from model_core.weights import load
 
 SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
@@ -131,7 +131,7 @@ def choose_labels(text: str, num: int | None, seed: int, config: BundleConfig) -
             raise ValueError("classes: this model knows no classes")
         return None
     if text == "random":
-        return random_labels(seed, num or 4, config.num_classes)
+        return [random_label(image_seed(seed, i), config.num_classes) for i in range(num or 4)]
     chosen = list(range(config.num_classes)) if text == "all" else _parse_classes(text, config)
     return [chosen[i % len(chosen)] for i in range(num or len(chosen))]
 
@@ -170,8 +170,7 @@ def make_specs(config: BundleConfig, options: SampleOptions, labels: list[int] |
     used = labels if config.num_classes is not None else None
     return [
         SampleSpec(
-            seed=options.seed,
-            index=i,
+            seed=image_seed(options.seed, i),
             stage=int(isinstance(config.unet, UpsamplerConfig)),
             respacing=options.respacing or defaults.respacing,
             sampler=SAMPLERS[sampler],

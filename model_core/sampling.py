@@ -56,6 +56,6 @@ def sample(
                     finished[index] = batch.x[i].cpu()
             going = [i for i in range(len(owner)) if left[i]]
             if len(going) < len(owner):
-                batch.keep(going)
+                batch = batch.select(going)
                 owner = [owner[i] for i in going]
     return finished

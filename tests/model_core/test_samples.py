@@ -7,9 +7,10 @@ import torch
 
 from model_core.config import ClassifierConfig, DiffusionConfig, UNetConfig
 from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
-from model_core.noise import MAX_SEED, noise_keys, normal, random_labels, threefry2x32
+from model_core.noise import noise_keys, normal, threefry2x32
 from model_core.samplers import Sampler
 from model_core.sampling import sample
+from model_core.seeds import MAX_SEED, random_label
 from model_core.unet import UNet
 from tests.golden_files import with_weights
 from tests.models import tiny_classifier, tiny_denoiser
@@ -88,12 +89,44 @@ def test_samples_may_leave_at_any_step() -> None:
     whole = sample(denoiser, specs)
     batch = SampleBatch(denoiser, specs)
     batch.step()
-    batch.keep([3, 0])
+    batch = batch.select([3, 0])
     assert len(batch) == 2
     for _ in range(4):
         batch.step()
     assert batch.steps_left == [2, 0]
     torch.testing.assert_close(batch.x[1], whole[0], rtol=1e-4, atol=1e-4)
+
+
+def test_samples_may_join_at_any_step_and_be_parked() -> None:
+    denoiser, specs = tiny_denoiser(), mixed_specs()
+    whole = sample(denoiser, specs)
+    first, late = SampleBatch(denoiser, specs[:2]), SampleBatch(denoiser, specs[3:4])
+    first.step()
+    parked = first.select([1])
+    together = SampleBatch.join([first.select([0]), late])
+    together.step()
+    together = SampleBatch.join([parked, together])
+    while True:
+        going = [i for i, left in enumerate(together.steps_left) if left]
+        for i, spec in enumerate(together.specs):
+            if i not in going:
+                torch.testing.assert_close(together.x[i], whole[specs.index(spec)], rtol=1e-4, atol=1e-4)
+        if not going:
+            break
+        together = together.select(going)
+        together.step()
+
+
+def test_padding_changes_nothing_but_the_shape() -> None:
+    denoiser, specs = tiny_denoiser(), mixed_specs()[:3]
+    sizes: list[int] = []
+    denoiser.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    plain, padded = SampleBatch(denoiser, specs), SampleBatch(denoiser, specs)
+    plain.step()
+    out = padded.step_padded(lambda n: 8)
+    assert sizes == [3, 8]
+    assert len(padded) == len(out.pred_x0) == 3
+    torch.testing.assert_close(padded.x, plain.x, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -159,20 +192,20 @@ def test_threefry_known_answers() -> None:
 
 
 def test_noise_is_standard_normal() -> None:
-    keys = noise_keys([0, MAX_SEED], [0, 7], [0, 0])
+    keys = noise_keys([0, MAX_SEED], [0, 0])
     x = normal(keys, torch.tensor([0, 3]), (3, 128, 128)).flatten()
     assert abs(float(x.mean())) < 0.02
     assert abs(float(x.std()) - 1) < 0.02
     assert abs(float((x**4).mean()) - 3) < 0.2
 
 
-def test_streams_differ_by_seed_index_stage_and_draw() -> None:
-    keys = noise_keys([1, 2, 1, 1, 1 + 2**32, 1], [0, 0, 1, 0, 0, 0], [0, 0, 0, 1, 0, 0])
-    x = normal(keys, torch.tensor([0, 0, 0, 0, 0, 1]), (3, 32, 32)).flatten(1)
-    correlation = torch.corrcoef(x) - torch.eye(6)
+def test_streams_differ_by_seed_stage_and_draw() -> None:
+    keys = noise_keys([1, 2, 1, 1 + 2**32, 1], [0, 0, 1, 0, 0])
+    x = normal(keys, torch.tensor([0, 0, 0, 0, 1]), (3, 32, 32)).flatten(1)
+    correlation = torch.corrcoef(x) - torch.eye(5)
     assert correlation.abs().max() < 0.08
 
 
-def test_random_labels_belong_to_the_seed() -> None:
-    assert random_labels(3, 20, 10) == random_labels(3, 20, 10)
-    assert set(random_labels(3, 200, 10)) == set(range(10))
+def test_random_label_belongs_to_the_seed() -> None:
+    assert random_label(3, 10) == random_label(3, 10)
+    assert {random_label(seed, 10) for seed in range(200)} == set(range(10))
