@@ -77,6 +77,14 @@ class Denoiser:
         return config.in_channels, config.image_size, config.image_size
 
     @property
+    def low_res_shape(self) -> tuple[int, int, int] | None:
+        """(C, h, w) of the pictures an upsampler starts from."""
+        config = self.unet.config
+        if not isinstance(config, UpsamplerConfig):
+            return None
+        return config.in_channels, config.low_res_size, config.low_res_size
+
+    @property
     def num_classes(self) -> int | None:
         """Classes a label may name, if the model knows any."""
         if self.unet.config.num_classes is not None:
@@ -164,7 +172,7 @@ class SampleBatch:
     ) -> None:
         for spec in specs:
             denoiser.check(spec)
-        if isinstance(denoiser.unet.config, UpsamplerConfig) != (low_res is not None):
+        if (denoiser.low_res_shape is None) != (low_res is None):
             raise ValueError("low_res: needed for an upsampler, and only there")
         if start is None and any(spec.sampler == Sampler.DDIM_ENCODE for spec in specs):
             raise ValueError("start: encoding starts from pictures")
@@ -178,9 +186,7 @@ class SampleBatch:
         self._timesteps = [t if u else t[::-1] for t, u in zip(tables, up, strict=True)]
         self._taken = np.zeros(len(self.specs), dtype=np.int64)
         # On the device: what the update rules read.
-        offsets = [denoiser.bank.offset(s.respacing) for s in specs]
-        first = [o if u else o + len(t) - 1 for o, t, u in zip(offsets, tables, up, strict=True)]
-        self._first_row = torch.tensor(first, device=device)
+        self.locate()
         self._direction = torch.tensor([1 if u else -1 for u in up], device=device)
         self._sampler = torch.tensor([int(s.sampler) for s in specs], device=device)
         self._eta = torch.tensor([s.eta for s in specs], dtype=torch.float32, device=device)
@@ -195,6 +201,14 @@ class SampleBatch:
 
     def __len__(self) -> int:
         return len(self.specs)
+
+    def locate(self) -> None:
+        """Look up where in the bank the samples' coefficients are; needed again after it was cleared."""
+        first = []
+        for spec, kept in zip(self.specs, self._timesteps, strict=True):
+            offset = self.denoiser.bank.offset(spec.respacing)
+            first.append(offset if spec.sampler == Sampler.DDIM_ENCODE else offset + len(kept) - 1)
+        self._first_row = torch.tensor(first, device=self.denoiser.device)
 
     @classmethod
     def join(cls, batches: Sequence[SampleBatch]) -> SampleBatch:

@@ -87,6 +87,14 @@ class CoefficientBank:
             self._rows = torch.cat([self._rows, rows])
         return self._offsets[respacing]
 
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def clear(self) -> None:
+        """Forget all tables; batches in flight must :meth:`~model_core.denoiser.SampleBatch.locate` again."""
+        self._offsets = {}
+        self._rows = self._rows[:0]
+
     def gather(self, rows: Tensor) -> Coefficients:
         """Coefficients of the given rows: (B,) int64 -> each (B,)."""
         return Coefficients(*self._rows[rows].unbind(1))
