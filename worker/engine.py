@@ -27,7 +27,7 @@ from worker.scheduler import Policy
 
 log = logging.getLogger(__name__)
 
-FailureKind = Literal["error", "deadline", "cancelled"]
+FailureKind = Literal["error", "deadline", "cancelled", "unloaded"]
 
 
 @dataclass(frozen=True)
@@ -243,7 +243,7 @@ class Engine:
                 for stage in stages:
                     self._lanes[stage.lane].denoiser.check(stage.spec)
         except KeyError as error:
-            self._on_event(Failed(request, "error", f"model {error} is not loaded"))
+            self._on_event(Failed(request, "unloaded", f"model {error} is not loaded"))
             return
         except ValueError as error:
             self._on_event(Failed(request, "error", str(error)))

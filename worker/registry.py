@@ -1,0 +1,235 @@
+"""Models a worker has loaded: versions side by side, loaded in the background, freed when not needed."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from model_core.bundle import Bundle, BundleError, Store
+from model_core.denoiser import Denoiser
+from model_core.importing import DTYPES
+from model_core.weights import load
+from worker.engine import Engine, measure_width
+from worker.settings import WorkerSettings
+
+log = logging.getLogger(__name__)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device a setting means.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: {name!r} is not a device (auto, cpu, cuda, cuda:1, ...)") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device: no CUDA device is available here")
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type a setting means: half precision wherever the hardware multiplies matrices in it."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def next_bucket(count: int) -> int:
+    """Batch size to pad to: powers of two, and halves between them from 4 on."""
+    if count <= 2:
+        return count
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if count <= power * 3 // 4 else power
+
+
+@dataclass
+class Loaded:
+    """A model version that is being served."""
+
+    bundle: Bundle
+    denoiser: Denoiser
+    width: int
+    seconds: float
+    """Time it took to load, with the width measurement."""
+    bytes: int
+    used: float
+    """When it was last asked for, monotonic s."""
+
+    @property
+    def key(self) -> str:
+        """Name of its lane."""
+        return lane_key(self.bundle.name, self.bundle.version)
+
+
+def lane_key(name: str, version: str) -> str:
+    """Lane of a model version."""
+    return f"{name}@{version}"
+
+
+class Registry:
+    """Loads model versions into an engine's lanes. Methods are called from one thread.
+
+    Args:
+        engine: gets the lanes.
+        settings: device, type, widths, limits.
+        on_loaded: called on the loading thread after each load.
+    """
+
+    def __init__(
+        self, engine: Engine, settings: WorkerSettings, on_loaded: Callable[[Loaded], None] = lambda loaded: None
+    ) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._on_loaded = on_loaded
+        self.store = Store(settings.models_dir)
+        self.device = choose_device(settings.device)
+        self.dtype = choose_dtype(settings.dtype, self.device)
+        self._loads: dict[str, Future[Loaded]] = {}
+        self._current: dict[str, str] = {}
+        self._bad: set[str] = set()
+        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+
+    @property
+    def names(self) -> list[str]:
+        """Models that jobs are taken of."""
+        return list(self._current)
+
+    @property
+    def loaded(self) -> list[Loaded]:
+        """Versions that are ready."""
+        return [f.result() for f in self._loads.values() if f.done() and not f.exception()]
+
+    def serve(self) -> None:
+        """Load the newest version of every model to be served, and wait for them.
+
+        Raises:
+            BundleError: if there is none, or one cannot be loaded.
+        """
+        names = self._settings.models or tuple(
+            n for n in self.store.names() if self.store.find(n).config.kind == "diffusion"
+        )
+        if not names:
+            raise BundleError(f"models: no diffusion model in {self.store.root}")
+        for name in names:
+            self._current[name] = self.store.latest(name)
+            self.get(name, self._current[name]).result()
+
+    def current(self, name: str) -> str:
+        """The version that new jobs of a served model get; of another model, its latest.
+
+        Raises:
+            BundleError: if there is no such model.
+        """
+        return self._current.get(name) or self.store.latest(name)
+
+    def get(self, name: str, version: str) -> Future[Loaded]:
+        """A model version, loaded in the background if need be; the future may hold a BundleError."""
+        key = lane_key(name, version)
+        future = self._loads.get(key)
+        if future is None or (future.done() and future.exception()):
+            future = self._loads[key] = self._loader.submit(self._load, name, version)
+        elif future.done():
+            future.result().used = time.monotonic()
+        return future
+
+    def poll(self) -> None:
+        """Look for newer versions of the served models; load them, and switch over once they are ready."""
+        for name, version in self._current.items():
+            try:
+                latest = self.store.latest(name)
+            except BundleError:
+                continue  # the folder is away: go on with what is loaded
+            key = lane_key(name, latest)
+            if latest == version or key in self._bad:
+                continue
+            future = self.get(name, latest)
+            if not future.done():
+                continue
+            if error := future.exception():
+                log.error("model %s: not taken up: %s", key, error)
+                self._bad.add(key)
+                continue
+            log.info("model %s: now serving version %s instead of %s", name, latest, version)
+            self._current[name] = latest
+
+    def tidy(self) -> None:
+        """Free versions that are no longer current, once no sample needs them; in the background."""
+        self._loader.submit(self._tidy)
+
+    def _tidy(self) -> None:
+        for loaded in self.loaded:
+            idle = time.monotonic() - loaded.used > 60
+            if idle and self._current.get(loaded.bundle.name) != loaded.bundle.version:
+                self._unload(loaded)
+
+    def _unload(self, loaded: Loaded) -> bool:
+        removed = self._engine.remove_lane(loaded.key).result(timeout=60)
+        if removed:
+            del self._loads[loaded.key]
+            log.info("model %s: unloaded", loaded.key)
+        return removed
+
+    def _load(self, name: str, version: str) -> Loaded:
+        bundle = self.store.find(lane_key(name, version))
+        self._make_room(sum(bundle.weights_path(part).stat().st_size for part in bundle.parts))
+        began = time.perf_counter()
+        denoiser = load(bundle, self.device, self.dtype)
+        width = self._settings.width or self._width(bundle, denoiser)
+        size = sum(p.nbytes for net in (denoiser.unet, denoiser.classifier) if net for p in net.parameters())
+        loaded = Loaded(bundle, denoiser, width, time.perf_counter() - began, size, time.monotonic())
+        pad = self.device.type == "cuda" if self._settings.pad_batches is None else self._settings.pad_batches
+        self._engine.add_lane(loaded.key, denoiser, width, next_bucket if pad else None)
+        log.info("model %s: loaded in %.1f s, width %d", loaded.key, loaded.seconds, width)
+        self._on_loaded(loaded)
+        return loaded
+
+    def _make_room(self, needed: int) -> None:
+        limit = self._settings.memory_limit_mb
+        if limit is None:
+            return
+        by_use = sorted(self.loaded, key=lambda loaded: loaded.used)
+        for loaded in by_use:
+            if sum(x.bytes for x in self.loaded) + needed <= limit << 20:
+                return
+            self._unload(loaded)
+        held = sum(x.bytes for x in self.loaded)
+        if held + needed > limit << 20:
+            raise BundleError(
+                f"memory_limit_mb: {needed >> 20} MiB of weights do not fit beside {held >> 20} of {limit} MiB in use"
+            )
+
+    def _width(self, bundle: Bundle, denoiser: Denoiser) -> int:
+        """Measured once per model version, device, type and thread count, and remembered on disk."""
+        cache = self._settings.data_dir / "widths.json"
+        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
+        weights = ",".join(record.sha256[:12] for record in bundle.config.weights.values())
+        key = f"{weights} {self.device} {self.dtype} {threads} {self._settings.max_width}"
+        known = _read_json(cache)
+        if key not in known:
+            known[key] = measure_width(denoiser, max_width=self._settings.max_width)
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            temporary = cache.with_suffix(f".{time.monotonic_ns()}")
+            temporary.write_text(json.dumps({**_read_json(cache), key: known[key]}, indent=2))
+            temporary.replace(cache)
+        return known[key]
+
+
+def _read_json(path: Path) -> dict[str, int]:
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError):
+        return {}
