@@ -9,15 +9,21 @@ from pydantic import ValidationError
 
 from model_core.commands import models_app, sample
 from model_core.config import explain
+from server.commands import config, demo, server, up, worker
 
 app = typer.Typer(
     name="guided",
-    help="Classifier-guided diffusion: sample, and manage models.",
+    help="Classifier-guided diffusion: serve, sample, and manage models.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
-app.command()(sample)
+for verb in (up, demo, server, worker, config, sample):
+    app.command()(verb)
+
+
+OPTIONAL = ("torch", "safetensors", "numpy", "PIL", "fastapi", "uvicorn", "redis", "rq", "fsspec", "pydantic_settings")
+"""Packages that come with the extras only."""
 
 
 def main() -> None:
@@ -25,9 +31,9 @@ def main() -> None:
     try:
         app()
     except ModuleNotFoundError as error:
-        if error.name not in ("torch", "safetensors", "numpy", "PIL"):
+        if error.name not in OPTIONAL:
             raise
-        sys.exit(f"guided: {error.name} is not installed; this verb needs: pip install 'guided-sampling-server[model]'")
+        sys.exit(f"guided: {error.name} is not installed; this verb needs: pip install 'guided-sampling-server[all]'")
     except ValidationError as error:
         print(f"guided: {explain(error)}", file=sys.stderr)
         sys.exit(2)

@@ -176,10 +176,13 @@ def sample(
     """Sample a model here, without a server."""
     from model_core.runs import SampleOptions, run
 
+    if steps is not None and respacing is not None:
+        raise ValueError("steps: give --steps or --respacing, not both")
     options = SampleOptions(
         classes=classes,
         num=num,
-        respacing=_one_of(steps, respacing),
+        steps=steps,
+        respacing=respacing,
         sampler=sampler,
         eta=eta,
         guidance_scale=scale,
@@ -196,9 +199,3 @@ def sample(
         upsampler = open_reference(upsample, models_dir) if upsample else None
         run(open_reference(model, models_dir), options, out, upsampler=upsampler, source=input_file, bar=bar)
     print(out)
-
-
-def _one_of(steps: int | None, respacing: str | None) -> str | None:
-    if steps is not None and respacing is not None:
-        raise ValueError("steps: give --steps or --respacing, not both")
-    return str(steps) if steps is not None else respacing

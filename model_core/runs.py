@@ -17,7 +17,7 @@ from model_core.importing import DTYPES
 from model_core.pictures import from_pixels, read, save, to_pixels
 from model_core.samplers import Sampler
 from model_core.sampling import sample
-from model_core.schedule import respaced_timesteps
+from model_core.schedule import respaced_timesteps, respacing_for
 from model_core.seeds import image_seed, random_label
 from model_core.weights import load
 
@@ -30,6 +30,7 @@ class SampleOptions:
 
     classes: str = "random"
     num: int | None = None
+    steps: int | None = None
     respacing: str | None = None
     sampler: str | None = None
     eta: float | None = None
@@ -85,7 +86,9 @@ def run(
     specs = make_specs(bundle.config, options, labels, count)
     pictures = _stage(load_for(bundle, options), specs, options, bar, bundle.config.kind, low_res)
     if upsampler:
-        upper = replace(options, respacing=options.upsample_respacing, guidance_scale=None, guidance_interval=None)
+        upper = replace(
+            options, steps=None, respacing=options.upsample_respacing, guidance_scale=None, guidance_interval=None
+        )
         upper_specs = make_specs(upsampler.config, upper, labels, count)
         # Between the stages pictures are rounded to 8 bits, as in the published pipeline.
         small = from_pixels(to_pixels(pictures))
@@ -164,6 +167,9 @@ def make_specs(config: BundleConfig, options: SampleOptions, labels: list[int] |
     sampler = options.sampler or defaults.sampler
     if sampler not in SAMPLERS:
         raise ValueError(f"sampler: {sampler!r} is not one of {', '.join(SAMPLERS)}")
+    respacing = options.respacing or defaults.respacing
+    if options.steps is not None:
+        respacing = respacing_for(config.diffusion.diffusion_steps, options.steps, sampler)
     eta = defaults.eta if options.eta is None else options.eta
     scale = defaults.guidance_scale if options.guidance_scale is None else options.guidance_scale
     clip = defaults.clip_denoised if options.clip_denoised is None else options.clip_denoised
@@ -172,7 +178,7 @@ def make_specs(config: BundleConfig, options: SampleOptions, labels: list[int] |
         SampleSpec(
             seed=image_seed(options.seed, i),
             stage=int(isinstance(config.unet, UpsamplerConfig)),
-            respacing=options.respacing or defaults.respacing,
+            respacing=respacing,
             sampler=SAMPLERS[sampler],
             eta=eta,
             guidance_scale=scale,

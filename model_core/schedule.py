@@ -42,8 +42,9 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
     Args:
         diffusion_steps: steps of the original process.
         respacing: ``""`` for all steps; a count ``"250"``; counts for equal sections of the process,
-            least noisy first, ``"90,60,60,20,20"``; or ``"ddimN"``, the fixed stride of the DDIM
-            paper (N must be reachable with a whole stride).
+            least noisy first, ``"90,60,60,20,20"``; ``"ddimN"``, the fixed stride of the DDIM
+            paper (N must be reachable with a whole stride); or ``"strideN"``, the same for any N,
+            the stride not whole.
 
     Raises:
         ValueError: if the text is malformed or asks for more steps than there are.
@@ -53,9 +54,15 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
         return tuple(range(diffusion_steps))
     if match := re.fullmatch(r"ddim([0-9]{1,9})", text):
         return _ddim_timesteps(diffusion_steps, int(match[1]))
+    if match := re.fullmatch(r"stride([0-9]{1,9})", text):
+        count = int(match[1])
+        if not 1 <= count <= diffusion_steps:
+            raise ValueError(f"respacing: {text!r} asks for {count} of {diffusion_steps} steps")
+        return tuple(i * diffusion_steps // count for i in range(count))
     if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         raise ValueError(
-            f"respacing: {respacing[:40]!r} is not a count ('250'), counts by section ('90,60,60,20,20') or 'ddimN'"
+            f"respacing: {respacing[:40]!r} is not a count ('250'), counts by section ('90,60,60,20,20'), "
+            "'ddimN' or 'strideN'"
         )
     counts = [int(part) for part in text.split(",")]
     if not any(counts):
@@ -75,8 +82,31 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
     return tuple(sorted(kept))
 
 
+def respacing_for(diffusion_steps: int, steps: int, sampler: str) -> str:
+    """The respacing that a plain number of steps stands for.
+
+    For DDPM it is the published count, from the first timestep to the last. For DDIM it is the DDIM
+    paper's stride, whole if ``steps`` allows: a plain count would begin at the last timestep, where a
+    cosine schedule leaves no signal and guided DDIM diverges.
+
+    Raises:
+        ValueError: if there are not that many steps.
+    """
+    if not 1 <= steps <= diffusion_steps:
+        raise ValueError(f"steps: {steps} is not between 1 and {diffusion_steps}")
+    if sampler == "ddpm":
+        return str(steps)
+    return f"ddim{steps}" if steps in _whole_strides(diffusion_steps) else f"stride{steps}"
+
+
+@lru_cache(maxsize=8)
+def _whole_strides(diffusion_steps: int) -> dict[int, int]:
+    """Numbers of steps that a whole stride gives, with the stride."""
+    return {len(range(0, diffusion_steps, stride)): stride for stride in range(diffusion_steps, 0, -1)}
+
+
 def _ddim_timesteps(diffusion_steps: int, count: int) -> tuple[int, ...]:
-    reachable = {len(range(0, diffusion_steps, stride)): stride for stride in range(diffusion_steps, 0, -1)}
+    reachable = _whole_strides(diffusion_steps)
     if count not in reachable:
         near = sorted(sorted(reachable, key=lambda n: abs(n - count))[:4])
         raise ValueError(

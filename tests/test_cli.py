@@ -97,7 +97,7 @@ def test_upsampling_a_png(models: Path, tmp_path: Path) -> None:
         (["absent"], "model 'absent': not found"),
         (["tiny", "--classes", "dog"], "classes: 'dog' is no class of this model (0 to 9; known: class 0"),
         (["tiny", "--classes", "10"], "classes: 10 is not within 0 to 9"),
-        (["tiny", "--steps", "2000"], "respacing: section 1 of '2000' asks for 2000 of its 1000 steps"),
+        (["tiny", "--steps", "2000"], "steps: 2000 is not between 1 and 1000"),
         (["tiny", "--steps", "2", "--respacing", "3"], "steps: give --steps or --respacing"),
         (["tiny", "--sampler", "euler"], "sampler: 'euler' is not one of ddpm, ddim"),
         (["tiny", "--eta", "2"], "eta: 2.0 is not between 0 and 1"),

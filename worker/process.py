@@ -84,7 +84,9 @@ def _connect(
     assert settings.redis_url
     wait = 0.1
     while True:
-        connection = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 0), health_check_interval=30)
+        connection = Redis.from_url(
+            settings.redis_url, retry=Retry(NoBackoff(), 0), health_check_interval=30, protocol=2
+        )
         try:
             return GuidedWorker(connection, settings, engine, registry, metrics, events)
         except AWAY as error:

@@ -139,8 +139,8 @@ class Record:
         states = set(parts)
         if JobStatus.FAILED in states:
             return "failed"  # abandoned too often, and cleaned up by someone who knows nothing of us
-        if self.parts_done == len(self.job.parts):
-            return "finished"
+        if self.parts_done == len(self.job.parts) and states <= {JobStatus.FINISHED, None}:
+            return "finished"  # the worker died after the last picture, before it could say so
         live = JobStatus.STARTED in states or self.parts_done > 0
         return "running" if self.started is not None and live else "queued"
 

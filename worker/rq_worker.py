@@ -164,6 +164,7 @@ class GuidedWorker(BaseWorker):
         self._every("models", self.settings.model_poll_s, self._poll_models)
         if self._stop_at is None:
             self._reach(self._claim)
+            self._start_loaded()
 
     def _every(self, what: str, seconds: float, action: Callable[[], None]) -> None:
         if time.monotonic() >= self._next.get(what, 0.0) and self._reach(action):
@@ -581,6 +582,7 @@ class GuidedWorker(BaseWorker):
 
             def deliver(part: Part = part) -> None:
                 with self.connection.pipeline() as pipe:
+                    pipe.multi()
                     self.cleanup_execution(part.rq_job, pipe, part.execution)
                     pipe.hdel(record_key(part.job.id), "started")
                     part.queue.enqueue_job(part.rq_job, pipeline=pipe, at_front=True)

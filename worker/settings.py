@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tomllib
 from pathlib import Path
 from typing import Literal
 
@@ -54,6 +55,15 @@ class CommonSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def unknown_keys(*classes: type[BaseSettings]) -> list[str]:
+    """Keys of the settings file that none of the classes knows: typing errors."""
+    path = config_file()
+    if not path.exists():
+        return []
+    known = {name for cls in classes for name in cls.model_fields}
+    return sorted(set(tomllib.loads(path.read_text())) - known)
 
 
 class WorkerSettings(CommonSettings):

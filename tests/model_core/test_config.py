@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from model_core.config import ClassifierConfig, DiffusionConfig, UNetConfig, UpsamplerConfig
-from model_core.schedule import respaced_timesteps, step_table
+from model_core.schedule import respaced_timesteps, respacing_for, step_table
 from tests.models import tiny, tiny_classifier
 
 
@@ -76,3 +76,20 @@ def test_configuration_does_not_import_torch() -> None:
     code = "import sys, model_core.config, model_core.presets, model_core.flags, model_core.schedule, \
             model_core.bundle; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "sampler", "respacing"), [(30, "ddpm", "30"), (25, "ddim", "ddim25"), (60, "ddim", "stride60")]
+)
+def test_a_number_of_steps_means_a_count_or_a_stride(steps: int, sampler: str, respacing: str) -> None:
+    assert respacing_for(1000, steps, sampler) == respacing
+    assert len(respaced_timesteps(1000, respacing)) == steps
+
+
+def test_strides_spread_any_number_of_steps_and_begin_low() -> None:
+    assert respaced_timesteps(1000, "stride3") == (0, 333, 666)
+    assert respaced_timesteps(1000, "stride1000") == tuple(range(1000))
+    with pytest.raises(ValueError, match="respacing: 'stride1001' asks for 1001 of 1000 steps"):
+        respaced_timesteps(1000, "stride1001")
+    with pytest.raises(ValueError, match="steps: 0 is not between 1 and 1000"):
+        respacing_for(1000, 0, "ddim")

@@ -1,0 +1,143 @@
+"""Errors as RFC 9457 problem documents, with the fields at fault."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+from starlette.exceptions import HTTPException
+
+from server.schemas import FieldError, Problem
+
+log = logging.getLogger(__name__)
+
+MEDIA_TYPE = "application/problem+json"
+TITLES = {
+    400: "Bad request",
+    404: "Not found",
+    405: "Method not allowed",
+    409: "Not yet",
+    410: "Gone",
+    413: "Too large",
+    422: "Not valid",
+    429: "The queue is full",
+    503: "Not available",
+}
+
+
+class ProblemError(Exception):
+    """An error with its HTTP answer.
+
+    Args:
+        status: HTTP status.
+        detail: what happened.
+        errors: fields at fault.
+        retry_after: seconds.
+    """
+
+    def __init__(
+        self, status: int, detail: str, errors: Sequence[FieldError] = (), retry_after: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.retry_after = status, detail, list(errors), retry_after
+
+
+def invalid(errors: Iterable[tuple[str, str]]) -> ProblemError:
+    """422 with (field, message) pairs."""
+    fields = [FieldError(field=field, message=message) for field, message in errors]
+    return ProblemError(422, "; ".join(f"{e.field}: {e.message}" for e in fields), fields)
+
+
+def respond(request: Request, problem: ProblemError) -> JSONResponse:
+    """The answer for a problem."""
+    title = TITLES.get(problem.status, "Error")
+    body = Problem(
+        title=title,
+        status=problem.status,
+        detail=problem.detail,
+        instance=request.url.path,
+        errors=problem.errors,
+    )
+    headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after is not None else {}
+    return JSONResponse(body.model_dump(), problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI descriptions of error answers."""
+    descriptions: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        description: dict[str, Any] = {
+            "description": TITLES[status],
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if status in (409, 429, 503):
+            description["headers"] = {
+                "Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+            }
+        descriptions[status] = description
+    return descriptions
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of the app be a problem document."""
+
+    @app.exception_handler(ProblemError)
+    async def on_problem(request: Request, error: ProblemError) -> JSONResponse:
+        return respond(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    async def on_validation(request: Request, error: RequestValidationError) -> JSONResponse:
+        return respond(request, _from_validation(error))
+
+    @app.exception_handler(HTTPException)
+    async def on_http(request: Request, error: HTTPException) -> JSONResponse:
+        answer = respond(request, ProblemError(error.status_code, str(error.detail)))
+        answer.headers.update(error.headers or {})
+        return answer
+
+    async def on_redis(request: Request, error: Exception) -> JSONResponse:
+        log.warning("Redis is away: %s", error)
+        return respond(request, ProblemError(503, "the queue (Redis) cannot be reached", retry_after=2))
+
+    for kind in (RedisConnectionError, RedisTimeoutError):
+        app.add_exception_handler(kind, on_redis)
+
+
+def _from_validation(error: RequestValidationError) -> ProblemError:
+    """FastAPI's validation errors; those of a union's branches are told as one."""
+    found: dict[str, list[str]] = {}
+    for item in error.errors():
+        where = [str(part) for part in item["loc"][1:]]
+        message = str(item["msg"]).removeprefix("Value error, ")
+        if item["type"] == "json_invalid":
+            return ProblemError(422, f"the body is not JSON: {item.get('ctx', {}).get('error', message)}")
+        if not where and ": " in message:  # from a validator over several fields
+            field, _, message = message.partition(": ")
+        else:
+            field = _public_name(where)
+        found.setdefault(field, [])
+        if message not in found[field]:
+            found[field].append(message)
+    return invalid((field, " or ".join(_lower(m) for m in messages)) for field, messages in found.items())
+
+
+def _public_name(where: list[str]) -> str:
+    """A path without pydantic's names for the branches of unions."""
+    kept = [part for part in where if part.isidentifier() or part.isdigit()]
+    return ".".join(part for part in kept if part not in ("int", "str", "float"))
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:]
+
+
+def dumps(value: Any) -> str:
+    """Compact JSON."""
+    return json.dumps(value, separators=(",", ":"))
