@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from server import problems
 from server.catalog import Catalog
 from server.context import Context
+from server.limits import BodyLimitMiddleware
 from server.metrics import MetricsMiddleware, ServerMetrics
 from server.plan import Planner
 from server.routes import generate, health, jobs, models
@@ -19,8 +20,6 @@ from server.settings import ServerSettings
 from server.store import JobStore
 from worker.artifacts import ArtifactStore
 
-MAX_BODY = 1 << 20
-"""Bytes a request's body may have."""
 DESCRIPTION = """\
 Classifier-guided diffusion (ADM) as a sampling server: `POST /generate` queues a job, workers sample it
 together with everyone else's, `GET /jobs/{id}` or its events tell how far it is.
@@ -55,7 +54,6 @@ def create_app(settings: ServerSettings) -> FastAPI:
         version=version("guided-sampling-server"),
         description=DESCRIPTION,
         lifespan=lifespan,
-        max_body_size=MAX_BODY,
         license_info={"name": "MIT", "identifier": "MIT"},
     )
     app.state.context = Context(
@@ -66,6 +64,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         artifacts=ArtifactStore(settings.artifacts),
         metrics=metrics,
     )
+    app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     problems.install(app)
     for router in (generate.router, jobs.router, models.router, health.router):

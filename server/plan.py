@@ -47,7 +47,8 @@ class Planner:
         stages = [self._base(request, config, name, version, errors)]
         if request.upsample is not None:
             stages.append(self._upsampler(request, request.upsample, config, errors))
-        deadline, now = request.deadline_s, time.time()
+        # To the microsecond, so that it survives being written in a cursor.
+        deadline, now = request.deadline_s, round(time.time(), 6)
         if deadline is not None and deadline > self._settings.max_deadline_s:
             errors.append(("deadline_s", f"{deadline} is more than {self._settings.max_deadline_s}"))
         self._check_webhook(request, errors)

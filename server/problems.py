@@ -118,7 +118,11 @@ def _from_validation(error: RequestValidationError) -> ProblemError:
         message = str(item["msg"]).removeprefix("Value error, ")
         if item["type"] == "json_invalid":
             return ProblemError(422, f"the body is not JSON: {item.get('ctx', {}).get('error', message)}")
-        if not where and ": " in message:  # from a validator over several fields
+        if item["type"] == "model_attributes_type":
+            field, message = "body", "must be a JSON object"
+        elif item["type"] == "missing" and not where:
+            field, message = "body", "is missing; a JSON object is needed"
+        elif not where and ": " in message:  # from a validator over several fields
             field, _, message = message.partition(": ")
         else:
             field = _public_name(where)

@@ -273,7 +273,7 @@ class JobStore:
         for (model, priority), length, oldest in zip(names, answers[::2], answers[1::2], strict=True):
             age = 0.0
             if oldest:
-                created = await self.redis.zscore(records.INDEX, oldest.decode().partition(".")[0])
+                created = await self.redis.zscore(records.INDEX, oldest.decode().partition("-")[0])
                 age = max(0.0, now - float(created)) if created else 0.0
             depths.append((model, priority.name, int(length), age))
         return depths

@@ -91,7 +91,7 @@ class SampleJob(FrozenModel):
 
     def part_id(self, part: int) -> str:
         """Id of the RQ job of a part; a request of one part has one RQ job of its own id."""
-        return self.id if part == 0 else f"{self.id}.{part}"
+        return self.id if part == 0 else f"{self.id}-{part}"
 
     def seed_of(self, index: int) -> int:
         """Seed of a picture."""

@@ -7,18 +7,12 @@ Redis; what cannot be delivered stays in the outbox until it can.
 
 from __future__ import annotations
 
-import base64
-import json
 import logging
 import os
 import queue
 import signal
-import threading
 import time
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -31,22 +25,19 @@ from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
-from rq.registry import CanceledJobRegistry, clean_registries
-from rq.serializers import JSONSerializer
+from rq.registry import clean_registries
 from rq.suspension import is_suspended
 from rq.utils import now
-from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
-from model_core.pictures import to_pixels
 from worker import records
-from worker.artifacts import ArtifactStore, preview_png
-from worker.engine import Engine, Event, Failed, Finished, Preview, Started
+from worker.delivery import DeliveringWorker
+from worker.engine import Engine, Event
 from worker.jobs import SAMPLE_FUNCTION, Priority, SampleJob, queue_name
 from worker.metrics import WorkerMetrics
 from worker.parts import Part
-from worker.records import JobError, Outcome, add_event, record_key
+from worker.records import JobError, Outcome, record_key
 from worker.registry import Registry
 from worker.settings import WorkerSettings
 
@@ -61,7 +52,7 @@ AWAY = (RedisConnectionError, RedisTimeoutError)
 """What a Redis that is away, or still loading its data, raises."""
 
 
-class GuidedWorker(BaseWorker):
+class GuidedWorker(DeliveringWorker):
     """Samples jobs of its registry's models; the engine must be running.
 
     Args:
@@ -85,32 +76,14 @@ class GuidedWorker(BaseWorker):
         metrics: WorkerMetrics,
         events: queue.SimpleQueue[Event],
     ) -> None:
-        self.settings = settings
         queues = [queue_name(model, p) for p in sorted(Priority, reverse=True) for model in registry.names]
-        super().__init__(
-            queues,
-            connection=connection,
-            serializer=JSONSerializer,
-            default_result_ttl=settings.result_ttl_s,
-            worker_ttl=settings.heartbeat_ttl_s,
-            maintenance_interval=settings.heartbeat_ttl_s,
-            job_monitoring_interval=settings.heartbeat_ttl_s,
-            log_job_description=False,
-        )
-        self.engine, self.registry, self.metrics = engine, registry, metrics
-        self.artifacts = ArtifactStore(settings.artifacts)
-        self.parts: dict[str, Part] = {}
-        self.wake = threading.Event()
+        super().__init__(queues, connection, settings, engine, registry, metrics, events)
         self.metrics_url: str | None = None
-        self._events = events
-        self._outbox: deque[Callable[[], None]] = deque()
-        self._storing = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._stop_at: float | None = None
         self._cold = False
         self._backoff = 0.0
         self._next: dict[str, float] = {}
         self._turned_queues = time.monotonic()
-        self._steps_per_part = 0.0
         self._started_at = time.time()
         self.push_exc_handler(self._abandoned)  # type: ignore[no-untyped-call]
 
@@ -129,7 +102,7 @@ class GuidedWorker(BaseWorker):
                 self.wake.clear()
                 self._turn()
         finally:
-            self._storing.shutdown()
+            self.storing.shutdown()
             self._reach(self.teardown)
         return True
 
@@ -147,18 +120,18 @@ class GuidedWorker(BaseWorker):
             return False
         idle = [p for p in self.parts.values() if not (p.request and p.request.started)]
         late = self._cold or time.monotonic() > self._stop_at
-        self._put_back(list(self.parts.values()) if late else idle)
+        self.put_back(list(self.parts.values()) if late else idle)
         if self._cold and self._backoff:
             return True  # Redis is away and we were told to hurry: the jobs count as abandoned
-        return not self.parts and not self._outbox
+        return not self.parts and not self.outbox
 
     def _turn(self) -> None:
         """One round: take in what the engine did, tell Redis, claim what there is room for."""
-        self._collect()
+        self.collect()
         self._start_loaded()
-        if not self._reach(self._deliver):
+        if not self._reach(self.deliver):
             return
-        self._every("progress", PROGRESS_S, self._progress)
+        self._every("progress", PROGRESS_S, self.report_progress)
         self._every("report", self.settings.heartbeat_ttl_s / 5, self._report)
         self._every("maintenance", float(self.settings.heartbeat_ttl_s) / 2, self.run_maintenance_tasks)
         self._every("models", self.settings.model_poll_s, self._poll_models)
@@ -174,15 +147,16 @@ class GuidedWorker(BaseWorker):
         """Do something with Redis; if it is away, back off. Whether it was there."""
         try:
             action()
-        except AWAY as error:
+        except RedisError as error:
             if not self._backoff:
                 log.warning("worker %s: Redis is away (%s); sampling goes on", self.name, error)
             self.metrics.redis_down.inc()
+            self.away = True
             self._backoff = min(MAX_BACKOFF_S, max(0.1, 2 * self._backoff))
             return False
         if self._backoff:
             log.info("worker %s: Redis is back", self.name)
-            self._backoff = 0.0
+            self._backoff, self.away = 0.0, False
             # Everyone gets the time to renew the heartbeats before anyone is taken for dead.
             self._next["maintenance"] = time.monotonic() + self.settings.heartbeat_ttl_s
             self._next["report"] = 0.0
@@ -233,7 +207,7 @@ class GuidedWorker(BaseWorker):
             self.handle_job_failure(job, source, exc_string=f"refused: {error}", execution=execution)
             return
         if part is None:  # the request has ended, or is gone
-            self._drop(job, source, execution)
+            self.drop(job, source, execution)
             return
         self.parts[part.id] = part
 
@@ -270,180 +244,11 @@ class GuidedWorker(BaseWorker):
             if part.request is not None or part.over or not all(load.done() for load in part.loads):
                 continue
             if error := next((e for load in part.loads if (e := load.exception())), None):
-                self._fail(part, JobError(kind="error", message=str(error)))
+                self.fail(part, JobError(kind="error", message=str(error)))
                 continue
             self.engine.submit(part.build_request(self.engine.clock))
 
-    # --- What the engine says ---------------------------------------------------------------------
-
-    def _collect(self) -> None:
-        while True:
-            try:
-                event = self._events.get_nowait()
-            except queue.Empty:
-                return
-            request = event.request if isinstance(event, Started | Failed) else event.sample.request
-            part = self.parts.get(request.id)
-            if part is None or part.over or part.request is not request:
-                continue
-            match event:
-                case Started():
-                    self._outbox.append(partial(self._deliver_start, part, time.time()))
-                case Preview():
-                    self._preview(part, event)
-                case Finished():
-                    self._storing.submit(self._store, part, event)
-                case Failed(kind="cancelled"):
-                    self._cancel(part)
-                case Failed(kind="unloaded"):
-                    self._reload(part)
-                case Failed():
-                    kind = "deadline" if event.kind == "deadline" else "error"
-                    self._fail(part, JobError(kind=kind, message=event.message))
-
-    def _reload(self, part: Part) -> None:
-        """Its model was freed just before it could start: have it loaded again."""
-        part.request = None
-        part.loads = [self.registry.get(s.model, v) for s, v in zip(part.job.stages, part.versions, strict=True)]
-
-    def _preview(self, part: Part, event: Preview) -> None:
-        if self._backoff:
-            return  # nobody is looking
-        index = part.image_of(event.sample.index)
-        png = base64.b64encode(preview_png(to_pixels(event.x0[None])[0])).decode()
-        data = {"index": index, "steps_done": event.sample.steps_done, "png": png}
-        self._outbox.append(lambda: add_event(self.connection, part.job.id, "preview", **data))
-
-    def _store(self, part: Part, event: Finished) -> None:
-        """Write a picture; on the storing thread."""
-        index = part.image_of(event.sample.index)
-        try:
-            part.store(self.artifacts, index, event.x)
-        except Exception as error:
-            message = f"picture {index} could not be stored: {error}"
-            self._outbox.append(lambda: self._fail(part, JobError(kind="error", message=message)))
-        else:
-            self._outbox.append(lambda: self._deliver_image(part, index))
-        self.wake.set()
-
-    # --- What Redis is told -----------------------------------------------------------------------
-
-    def _deliver(self) -> None:
-        while self._outbox:
-            self._outbox[0]()  # may raise: then it is tried again
-            self._outbox.popleft()
-
-    def _deliver_start(self, part: Part, at: float) -> None:
-        if self.connection.hsetnx(record_key(part.job.id), "started", at):
-            self.metrics.queue_wait.labels(part.lane).observe(at - part.job.created)
-        add_event(self.connection, part.job.id, "status")
-
-    def _deliver_image(self, part: Part, index: int) -> None:
-        if part.over:
-            return
-        with self.connection.pipeline() as pipe:
-            pipe.hset(record_key(part.job.id), mapping={f"d{index}": time.time(), f"p{index}": part.job.steps})
-            add_event(pipe, part.job.id, "progress")
-            pipe.execute()
-        if index not in part.done:
-            self.metrics.images.labels(part.lane).inc()
-        part.done.add(index)
-        part.reported[index] = part.job.steps
-        if part.done == set(part.images):
-            self._finish(part)
-
-    def _finish(self, part: Part) -> None:
-        key = record_key(part.job.id)
-        self.connection.hset(key, f"part{part.part}", 1)
-        record = records.read(self.connection, part.job.id)
-        if record and record.parts_done == len(part.job.parts):
-            self._end(part, Outcome(status="finished", at=time.time()))
-        part.rq_job.ended_at = now()
-        part.rq_job._result = None
-        source = part.queue
-        self.handle_job_success(part.rq_job, source, source.started_job_registry, part.execution)
-        self._count(part, "finished")
-        self._forget(part)
-
-    def _fail(self, part: Part, error: JobError) -> None:
-        """Its request failed; no use in trying again."""
-
-        def deliver() -> None:
-            self._end(part, Outcome(status="failed", at=time.time(), error=error))
-            part.rq_job.retries_left = 0
-            part.rq_job.ended_at = now()
-            self.handle_job_failure(part.rq_job, part.queue, exc_string=error.message, execution=part.execution)
-            self._count(part, "failed")
-            self._forget(part)
-
-        self._close(part, deliver)
-
-    def _cancel(self, part: Part) -> None:
-        def deliver() -> None:
-            self._end(part, Outcome(status="cancelled", at=time.time()))
-            self._drop(part.rq_job, part.queue, part.execution)
-            self._count(part, "cancelled")
-            self._forget(part)
-
-        self._close(part, deliver)
-
-    def _close(self, part: Part, deliver: Callable[[], None]) -> None:
-        if not part.over:
-            part.over = True
-            if part.request is not None:
-                self.engine.cancel(part.id)
-            self._outbox.append(deliver)
-            self.wake.set()
-
-    def _drop(self, job: Job, source: Queue, execution: Execution) -> None:
-        """Close an RQ job whose request has ended some other way."""
-        with self.connection.pipeline() as pipe:
-            job.set_status(JobStatus.CANCELED, pipeline=pipe)
-            self.cleanup_execution(job, pipe, execution)
-            CanceledJobRegistry(source.name, self.connection, serializer=self.serializer).add(job, pipeline=pipe)
-            pipe.expire(job.key, self.settings.result_ttl_s)
-            pipe.execute()
-
-    def _end(self, part: Part, outcome: Outcome) -> None:
-        job = part.job
-        if not records.end(self.connection, job, outcome, self.settings.result_ttl_s):
-            return
-        self.metrics.end_to_end.labels(part.lane).observe(outcome.at - job.created)
-        started: Any = self.connection.hget(record_key(job.id), "started")
-        if started:
-            self.metrics.run_time.labels(part.lane).observe(outcome.at - float(started))
-        if job.webhook_url:
-            self._storing.submit(send_webhook, job, outcome, self.settings.webhook_hosts)
-
-    def _count(self, part: Part, outcome: str) -> None:
-        self.metrics.jobs.labels(part.lane, outcome).inc()
-        steps = part.job.steps * len(part.images)
-        self._steps_per_part = 0.9 * self._steps_per_part + 0.1 * steps if self._steps_per_part else steps
-
-    def _forget(self, part: Part) -> None:
-        part.over = True
-        self.parts.pop(part.id, None)
-        if not self.parts:
-            self.set_state(WorkerStatus.IDLE)
-        self.wake.set()
-
-    def _progress(self) -> None:
-        """Write the steps done since last time; notice requests that ended elsewhere."""
-        parts = [p for p in self.parts.values() if not p.over]
-        with self.connection.pipeline() as pipe:
-            for part in parts:
-                news = {i: n for i, n in part.progress().items() if part.reported.get(i) != n}
-                part.reported.update(news)
-                if news:
-                    pipe.hset(record_key(part.job.id), mapping={f"p{i}": n for i, n in news.items()})
-                    add_event(pipe, part.job.id, "progress")
-            count = len(pipe)
-            for part in parts:
-                pipe.hget(record_key(part.job.id), "outcome")
-            outcomes = pipe.execute()[count:]
-        for part, outcome in zip(parts, outcomes, strict=True):
-            if outcome:
-                self._cancel(part)
+    # --- Upkeep -----------------------------------------------------------------------------------
 
     def _report(self) -> None:
         """Heartbeats of this worker and all it holds, and what it says about itself."""
@@ -485,12 +290,10 @@ class GuidedWorker(BaseWorker):
             models=tuple(self.registry.names),
             lanes=lanes,
             steps_per_second=self.metrics.steps_per_second,
-            steps_per_part=self._steps_per_part,
+            steps_per_part=self.steps_per_part,
             remaining_steps=sum(p.request.remaining for p in self.parts.values() if p.request),
             metrics_url=self.metrics_url,
         )
-
-    # --- Upkeep -----------------------------------------------------------------------------------
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds after which a silent worker's jobs are given to others."""
@@ -560,7 +363,7 @@ class GuidedWorker(BaseWorker):
         match payload.get("command"):
             case "stop-job" | "stop-execution":
                 if part := self.parts.get(payload.get("job_id", "")):
-                    self._cancel(part)
+                    self.cancel(part)
             case "shutdown":
                 os.kill(os.getpid(), signal.SIGTERM)
 
@@ -573,43 +376,3 @@ class GuidedWorker(BaseWorker):
         elif (now() - (self._shutdown_requested_date or now())).total_seconds() > 1:
             self._cold = True  # within a second it is the same Ctrl-C, told twice
         self.wake.set()
-
-    def _put_back(self, parts: list[Part]) -> None:
-        """Return parts to the front of their queues, at no cost of a retry."""
-        for part in parts:
-            if part.over:
-                continue
-
-            def deliver(part: Part = part) -> None:
-                with self.connection.pipeline() as pipe:
-                    pipe.multi()
-                    self.cleanup_execution(part.rq_job, pipe, part.execution)
-                    pipe.hdel(record_key(part.job.id), "started")
-                    part.queue.enqueue_job(part.rq_job, pipeline=pipe, at_front=True)
-                    add_event(pipe, part.job.id, "status")
-                    pipe.publish(records.wake_channel(part.job.stages[0].model), "")
-                    pipe.execute()
-                self.metrics.requeued.labels(part.lane).inc()
-                self._forget(part)
-
-            self._close(part, deliver)
-
-
-def send_webhook(job: SampleJob, outcome: Outcome, hosts: tuple[str, ...]) -> None:
-    """Tell the request's URL how it ended: a POST of JSON, tried three times."""
-    from urllib.parse import urlsplit
-    from urllib.request import Request, urlopen
-
-    assert job.webhook_url
-    if urlsplit(job.webhook_url).hostname not in hosts:
-        log.warning("job %s: no webhook: its host is not in webhook_hosts", job.id)
-        return
-    body = {"id": job.id, "status": outcome.status, "error": outcome.error.model_dump() if outcome.error else None}
-    request = Request(job.webhook_url, json.dumps(body).encode(), {"Content-Type": "application/json"}, method="POST")
-    for attempt in range(3):
-        try:
-            with urlopen(request, timeout=10):
-                return
-        except OSError as error:
-            log.warning("job %s: webhook failed: %s", job.id, error)
-            time.sleep(2.0**attempt)
