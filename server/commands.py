@@ -103,6 +103,7 @@ def server(
         port=settings.port,
         log_config=None,
         access_log=False,
+        timeout_keep_alive=75,  # as proxies and clients expect; short ones close under a client's next request
         timeout_graceful_shutdown=5,
     )
 

@@ -56,7 +56,7 @@ class Process:
 class Stack:
     """A data folder with the processes that share it; nothing runs until it is started."""
 
-    def __init__(self, folder: Path, models: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, models_dir: Path, **settings: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.redis_port, self.port = free_port(), free_port()
@@ -65,7 +65,7 @@ class Stack:
         given = {
             "redis_url": self.redis_url,
             "data_dir": folder,
-            "models_dir": models,
+            "models_dir": models_dir,
             "port": self.port,
             "dtype": "float32",
             "width": 4,

@@ -197,11 +197,12 @@ class GuidedWorker(DeliveringWorker):
             source.intermediate_queue.remove(rq_id)
             return
         execution = self.prepare_execution(job)
-        self.prepare_job_execution(job, remove_from_intermediate_queue=True)
         try:
+            self.prepare_job_execution(job, remove_from_intermediate_queue=True)
             part = self._read_part(job, source, execution)
         except (DeserializationError, ValueError, TypeError, KeyError) as error:
             log.error("job %s: refused: %s", rq_id, error)
+            source.intermediate_queue.remove(rq_id)
             job.retries_left = 0
             job.ended_at = now()
             self.handle_job_failure(job, source, exc_string=f"refused: {error}", execution=execution)

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from model_core.bundle import BundleError
+from tests.models import publish, tiny_config
+from worker.engine import Engine
+from worker.registry import Registry, choose_device, choose_dtype, next_bucket
+from worker.settings import WorkerSettings
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    engine = Engine(lambda event: None)
+    thread = threading.Thread(target=engine.run)
+    thread.start()
+    yield engine
+    engine.stop()
+    thread.join()
+
+
+def settings(tmp_path: Path, **given: object) -> WorkerSettings:
+    base = {"models_dir": tmp_path / "models", "data_dir": tmp_path, "dtype": "float32", "device": "cpu", "width": 2}
+    return WorkerSettings.model_validate({**base, **given})
+
+
+def lanes(engine: Engine) -> set[str]:
+    time.sleep(0.3)  # orders are obeyed between steps
+    return set(engine.widths())
+
+
+def test_all_diffusion_models_are_served_and_none_is_an_error(tmp_path: Path, engine: Engine) -> None:
+    with pytest.raises(BundleError, match="no diffusion model in"):
+        Registry(engine, settings(tmp_path)).serve()
+    for name in ("a", "b"):
+        publish(tmp_path / "models", name, tiny_config())
+    registry = Registry(engine, settings(tmp_path))
+    registry.serve()
+    assert registry.names == ["a", "b"]
+    assert lanes(engine) == {"a@1", "b@1"}
+    with pytest.raises(BundleError, match="no version '3'"):
+        registry.get("a", "3").result()
+
+
+def test_under_a_memory_limit_unused_models_make_room(tmp_path: Path, engine: Engine) -> None:
+    for name in ("a", "b"):
+        publish(tmp_path / "models", name, tiny_config())
+    size = sum(p.stat().st_size for p in (tmp_path / "models" / "a" / "1").glob("*.safetensors"))
+    registry = Registry(engine, settings(tmp_path, models=["a"], memory_limit_mb=(size * 3 // 2 >> 20) + 1))
+    registry.serve()
+    registry.get("b", "1").result()
+    assert lanes(engine) == {"b@1"}
+    registry.get("a", "1").result()
+    assert lanes(engine) == {"a@1"}
+
+
+def test_a_model_larger_than_the_limit_is_refused(tmp_path: Path, engine: Engine) -> None:
+    publish(tmp_path / "models", "a", tiny_config())
+    with pytest.raises(BundleError, match=r"memory_limit_mb: .* do not fit"):
+        Registry(engine, settings(tmp_path, memory_limit_mb=1)).serve()
+
+
+def test_a_damaged_new_version_is_not_taken_up(tmp_path: Path, engine: Engine) -> None:
+    publish(tmp_path / "models", "a", tiny_config())
+    registry = Registry(engine, settings(tmp_path))
+    registry.serve()
+    bundle = publish(tmp_path / "models", "a", tiny_config())
+    bundle.weights_path("unet").write_bytes(b"damaged")
+    until = time.monotonic() + 10
+    while "a@2" not in registry._bad and time.monotonic() < until:
+        registry.poll()
+    assert registry.current("a") == "1"
+    assert lanes(engine) == {"a@1"}
+
+
+def test_the_measured_width_is_remembered(tmp_path: Path, engine: Engine) -> None:
+    publish(tmp_path / "models", "a", tiny_config())
+    given = settings(tmp_path, width=None, max_width=4)
+    Registry(engine, given).serve()
+    (key, width) = next(iter(json.loads((tmp_path / "widths.json").read_text()).items()))
+    assert width in (1, 2, 4)
+    (tmp_path / "widths.json").write_text(f'{{"{key}": 3}}')
+    Registry(engine, given).serve()
+    assert lanes(engine) == {"a@1"}
+    assert engine.widths() == {"a@1": 3}
+
+
+def test_devices_and_types() -> None:
+    with pytest.raises(ValueError, match="device: 'abacus' is not a device"):
+        choose_device("abacus")
+    assert choose_dtype("auto", torch.device("cuda")) == torch.float16
+    assert choose_dtype("auto", torch.device("cpu")) in (torch.bfloat16, torch.float32)
+    assert choose_dtype("float32", torch.device("cuda")) == torch.float32
+
+
+def test_buckets_are_few_and_close() -> None:
+    assert [next_bucket(n) for n in range(1, 14)] == [1, 2, 3, 4, 6, 6, 8, 8, 12, 12, 12, 12, 16]
