@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
+from starlette.routing import compile_path
 
 from server.schemas import FieldError, Problem
 
@@ -100,6 +101,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         answer = respond(request, ProblemError(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
+        if error.status_code == 405:
+            answer.headers["Allow"] = ", ".join(_methods(app, request))
         return answer
 
     async def on_redis(request: Request, error: Exception) -> JSONResponse:
@@ -108,6 +111,14 @@ def install(app: FastAPI) -> None:
 
     for kind in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(kind, on_redis)
+
+
+def _methods(app: FastAPI, request: Request) -> list[str]:
+    """What a path can do, over all its routes."""
+    path = request.url.path
+    documented = app.openapi()["paths"].items()
+    matching = [item for template, item in documented if compile_path(template)[0].match(path)]
+    return sorted({method.upper() for item in matching for method in item})
 
 
 def _from_validation(error: RequestValidationError) -> ProblemError:
@@ -134,7 +145,7 @@ def _from_validation(error: RequestValidationError) -> ProblemError:
 
 def _public_name(where: list[str]) -> str:
     """A path without pydantic's names for the branches of unions."""
-    kept = [part for part in where if part.isidentifier() or part.isdigit()]
+    kept = [part for part in where if part.replace("-", "_").isidentifier() or part.isdigit()]
     return ".".join(part for part in kept if part not in ("int", "str", "float"))
 
 

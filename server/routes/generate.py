@@ -34,7 +34,7 @@ _LOCATION = {"Location": {"description": "The job.", "schema": {"type": "string"
             "model": JobView,
             "headers": _LOCATION,
         },
-        **responses(404, 413, 422, 429, 503),
+        **responses(400, 404, 413, 422, 429, 503),
     },
 )
 async def generate(

@@ -90,12 +90,11 @@ async def job_events(
     seen: FoundJob,
     context: Ctx,
     last_event_id: Annotated[
-        str | None,
-        Header(pattern=r"^[0-9]{1,15}-[0-9]{1,15}$", description="Resume after the event of this id."),
-    ] = None,
+        str, Header(pattern=r"^(0|[0-9]{1,15}-[0-9]{1,15})$", description="Resume after the event of this id.")
+    ] = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events until the job has ended."""
-    last = last_event_id or "0"
+    last = last_event_id
     while True:
         ended = (await _again(context, job_id, seen)).status in FINAL
         news: Any = await context.store.redis.xread({events_key(job_id): last}, block=None if ended else 1000)
