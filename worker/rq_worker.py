@@ -27,7 +27,7 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import clean_registries
 from rq.suspension import is_suspended
-from rq.utils import now
+from rq.utils import now, utcformat
 from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
@@ -263,7 +263,7 @@ class GuidedWorker(DeliveringWorker):
             for part in self.parts.values():
                 part.execution.save(ttl, pipeline=pipe)
                 part.execution.heartbeat(part.rq_job.started_job_registry, ttl, pipeline=pipe)
-                pipe.hset(part.rq_job.key, "last_heartbeat", part.execution.last_heartbeat.isoformat())
+                pipe.hset(part.rq_job.key, "last_heartbeat", utcformat(part.execution.last_heartbeat))
             pipe.set(records.worker_key(self.name), self._about().model_dump_json(), ex=ttl)
             pipe.execute()
         self.metrics.observe_engine(self.engine)

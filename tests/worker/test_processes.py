@@ -145,6 +145,17 @@ def test_a_queued_job_is_cancelled(own_stack: Stack) -> None:
     assert own_stack.job(jobs[0]["id"])["progress"]["steps_done"] == 0
 
 
+def test_a_job_that_has_run_for_a_while_can_be_cancelled(own_stack: Stack) -> None:
+    own_stack.worker()
+    job = own_stack.generate(**{**LONG, "num_images": 8, "steps": 1000})
+    beats = {own_stack.redis().hget(f"rq:job:{job['id']}", "last_heartbeat")}
+    eventually(lambda: len(beats | {own_stack.redis().hget(f"rq:job:{job['id']}", "last_heartbeat")}) > 1, 10)
+    time.sleep(1.0)
+    assert rq_job(own_stack, job["id"]).last_heartbeat is not None
+    answer = own_stack.http.delete(f"/jobs/{job['id']}")
+    assert (answer.status_code, answer.json()["status"]) == (200, "cancelled")
+
+
 def test_rqs_own_stop_command_cancels(own_stack: Stack) -> None:
     own_stack.worker()
     job = own_stack.generate(**{**LONG, "steps": 1000})
