@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format test clean
+.PHONY: help install lint format test demo clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ lint: $(STAMP) ## Check format, lint and types.
 format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+demo: $(STAMP) ## Start everything here, make a picture (demo.png), and serve until Ctrl-C; EXIT=1 stops after it.
+	$(BIN)/guided demo $(if $(EXIT),--exit)
 
 test: lint ## Lint, then run all tests.
 	$(BIN)/python -m pytest

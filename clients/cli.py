@@ -7,6 +7,7 @@ import sys
 import typer
 from pydantic import ValidationError
 
+from clients.commands import cancel, generate, jobs, served
 from model_core.commands import models_app, sample
 from model_core.config import explain
 from server.commands import config, demo, server, up, worker
@@ -18,7 +19,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
-for verb in (up, demo, server, worker, config, sample):
+models_app.command()(served)
+for verb in (up, demo, generate, jobs, cancel, server, worker, config, sample):
     app.command()(verb)
 
 

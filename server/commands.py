@@ -25,8 +25,8 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _log() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout)
-    for noisy in ("httpx", "rq.worker", "asyncio"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("httpx", "rq.worker", "asyncio", "stamina"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
 
 
 def up(

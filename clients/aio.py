@@ -1,0 +1,184 @@
+"""The blocking client.
+
+with Client("http://127.0.0.1:8000") as client:
+    job = client.wait(client.generate(model="emoji32", class_label="heart", guidance_scale=4.0))
+    Path("heart.png").write_bytes(client.image(job))
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from types import TracebackType
+from typing import Any
+
+import httpx
+import stamina
+from httpx_sse import SSEError, aconnect_sse
+
+from clients.calls import (
+    DEFAULT_URL,
+    FINAL,
+    POLL_S,
+    STREAM_FAILURES,
+    Call,
+    Event,
+    OnProgress,
+    Preview,
+    check,
+    generate_call,
+    is_transient,
+    unreachable,
+)
+from clients.client import check_time, outcome
+from server.schemas import JobList, JobSummary, JobView, ModelList, ModelView, Readiness, Status
+
+
+class AsyncClient:
+    """A server, as Python calls to await; arguments and errors are those of :class:`clients.Client`."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, retries: int = 10, retry_s: float = 60.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout)
+        self._retries, self._retry_s = retries, retry_s
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def generate(self, *, idempotency_key: str | None = None, **options: Any) -> JobView:
+        """Ask for pictures; the options are the fields of :class:`server.schemas.GenerateRequest`.
+
+        Args:
+            idempotency_key: calls of the same key get the same job; by default each call has its own,
+                so that trying again cannot ask twice.
+            options: at least ``model``.
+
+        Raises:
+            pydantic.ValidationError: for options no model allows.
+        """
+        return JobView.model_validate_json((await self._send(generate_call(options, idempotency_key))).content)
+
+    async def job(self, job_id: str) -> JobView:
+        """A job as it is now."""
+        return JobView.model_validate_json((await self._send(Call("GET", f"/jobs/{job_id}"))).content)
+
+    async def jobs(self, status: Status | None = None, page: int = 50) -> AsyncIterator[JobSummary]:
+        """All jobs, newest first, fetched page by page."""
+        params: dict[str, Any] = {"limit": page} | ({"status": status} if status else {})
+        while True:
+            found = JobList.model_validate_json((await self._send(Call("GET", "/jobs", params))).content)
+            for job in found.jobs:
+                yield job
+            if found.next_cursor is None:
+                return
+            params["cursor"] = found.next_cursor
+
+    async def cancel(self, job_id: str) -> JobView:
+        """Cancel a job; one that has ended stays as it is."""
+        return JobView.model_validate_json((await self._send(Call("DELETE", f"/jobs/{job_id}"))).content)
+
+    async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
+        """A job's events until it has ended, from one connection.
+
+        Raises:
+            httpx.TransportError: if the connection breaks; pass the last event's id to go on.
+        """
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        async with aconnect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
+            if source.response.is_error:
+                await source.response.aread()
+            check(source.response)
+            async for event in source.aiter_sse():
+                yield Event.parse(event)
+
+    async def wait(
+        self,
+        job: JobView | str,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress = lambda state: None,
+        check_outcome: bool = True,
+    ) -> JobView:
+        """Wait until a job has ended: by its events, and by asking now and then where they do not get through.
+
+        Args:
+            job: the job or its id.
+            timeout: seconds.
+            on_progress: called with each change.
+            check_outcome: raise if the job did not finish.
+
+        Raises:
+            JobEndedBadly: the job failed or was cancelled.
+            TimeoutError: it has not ended in time; it goes on.
+        """
+        job_id = job if isinstance(job, str) else job.id
+        until = None if timeout is None else time.monotonic() + timeout
+        last, failures = None, 0
+        while failures < STREAM_FAILURES:
+            try:
+                async for event in self.events(job_id, last):
+                    last, failures = event.id, 0
+                    if not isinstance(event.data, Preview):
+                        on_progress(event.data)
+                    if event.kind == "done" and isinstance(event.data, JobView):
+                        return outcome(event.data, check_outcome)
+                    check_time(job_id, until)
+            except (httpx.TransportError, SSEError):
+                failures += 1
+            check_time(job_id, until)
+        while True:
+            state = await self.job(job_id)
+            on_progress(state)
+            if state.status in FINAL:
+                return outcome(state, check_outcome)
+            check_time(job_id, until)
+            await asyncio.sleep(POLL_S)
+
+    async def image(self, job: JobView | str, index: int = 0, format: str | None = None) -> bytes:
+        """A picture's file: png, jpeg or webp; by default what the job asked for."""
+        job_id = job if isinstance(job, str) else job.id
+        params = {"format": format} if format else None
+        return (await self._send(Call("GET", f"/jobs/{job_id}/images/{index}", params))).content
+
+    async def samples(self, job: JobView | str) -> bytes:
+        """All pictures of a finished job as an npz file in the published layout."""
+        job_id = job if isinstance(job, str) else job.id
+        return (await self._send(Call("GET", f"/jobs/{job_id}/samples.npz"))).content
+
+    async def models(self) -> list[ModelView]:
+        """The models the server has."""
+        return ModelList.model_validate_json((await self._send(Call("GET", "/models"))).content).models
+
+    async def model(self, name: str) -> ModelView:
+        """One model."""
+        return ModelView.model_validate_json((await self._send(Call("GET", f"/models/{name}"))).content)
+
+    async def ready(self) -> Readiness:
+        """Whether jobs would be taken now."""
+        return Readiness.model_validate_json((await self._send(Call("GET", "/readyz", accept=(503,)))).content)
+
+    async def _send(self, call: Call) -> httpx.Response:
+        try:
+            async for attempt in stamina.retry_context(
+                on=is_transient, attempts=self._retries + 1, timeout=self._retry_s, wait_max=10.0
+            ):
+                with attempt:
+                    response = await self._http.request(
+                        call.method, call.path, params=call.params, json=call.json, headers=call.headers
+                    )
+                    check(response, call.accept)
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from None
+        return response

@@ -1,0 +1,209 @@
+"""The blocking client.
+
+with Client("http://127.0.0.1:8000") as client:
+    job = client.wait(client.generate(model="emoji32", class_label="heart", guidance_scale=4.0))
+    Path("heart.png").write_bytes(client.image(job))
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import httpx
+import stamina
+from httpx_sse import SSEError, connect_sse
+
+from clients.calls import (
+    DEFAULT_URL,
+    FINAL,
+    POLL_S,
+    STREAM_FAILURES,
+    Call,
+    Event,
+    OnProgress,
+    Preview,
+    check,
+    generate_call,
+    is_transient,
+    unreachable,
+)
+from clients.errors import JobEndedBadly
+from server.schemas import JobList, JobSummary, JobView, ModelList, ModelView, Readiness, Status
+
+
+class Client:
+    """A server, as Python calls; :class:`clients.AsyncClient` is its asynchronous twin.
+
+    Calls are tried again with growing pauses while the server is away, full (429) or without its queue
+    (503), as long as it asks for.
+
+    Args:
+        url: of the server.
+        timeout: seconds for one exchange.
+        retries: times a call is tried again.
+        retry_s: seconds after which it is no longer tried again.
+
+    Raises (all methods):
+        ApiError: the server refused; the message names the field and what is allowed.
+        Unreachable: nobody answers.
+    """
+
+    def __init__(
+        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, retries: int = 10, retry_s: float = 60.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        self._retries, self._retry_s = retries, retry_s
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def generate(self, *, idempotency_key: str | None = None, **options: Any) -> JobView:
+        """Ask for pictures; the options are the fields of :class:`server.schemas.GenerateRequest`.
+
+        Args:
+            idempotency_key: calls of the same key get the same job; by default each call has its own,
+                so that trying again cannot ask twice.
+            options: at least ``model``.
+
+        Raises:
+            pydantic.ValidationError: for options no model allows.
+        """
+        return JobView.model_validate_json(self._send(generate_call(options, idempotency_key)).content)
+
+    def job(self, job_id: str) -> JobView:
+        """A job as it is now."""
+        return JobView.model_validate_json(self._send(Call("GET", f"/jobs/{job_id}")).content)
+
+    def jobs(self, status: Status | None = None, page: int = 50) -> Iterator[JobSummary]:
+        """All jobs, newest first, fetched page by page."""
+        params: dict[str, Any] = {"limit": page} | ({"status": status} if status else {})
+        while True:
+            found = JobList.model_validate_json(self._send(Call("GET", "/jobs", params)).content)
+            yield from found.jobs
+            if found.next_cursor is None:
+                return
+            params["cursor"] = found.next_cursor
+
+    def cancel(self, job_id: str) -> JobView:
+        """Cancel a job; one that has ended stays as it is."""
+        return JobView.model_validate_json(self._send(Call("DELETE", f"/jobs/{job_id}")).content)
+
+    def events(self, job_id: str, last_event_id: str | None = None) -> Iterator[Event]:
+        """A job's events until it has ended, from one connection.
+
+        Raises:
+            httpx.TransportError: if the connection breaks; pass the last event's id to go on.
+        """
+        headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
+        with connect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
+            if source.response.is_error:
+                source.response.read()
+            check(source.response)
+            for event in source.iter_sse():
+                yield Event.parse(event)
+
+    def wait(
+        self,
+        job: JobView | str,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress = lambda state: None,
+        check_outcome: bool = True,
+    ) -> JobView:
+        """Wait until a job has ended: by its events, and by asking now and then where they do not get through.
+
+        Args:
+            job: the job or its id.
+            timeout: seconds.
+            on_progress: called with each change.
+            check_outcome: raise if the job did not finish.
+
+        Raises:
+            JobEndedBadly: the job failed or was cancelled.
+            TimeoutError: it has not ended in time; it goes on.
+        """
+        job_id = job if isinstance(job, str) else job.id
+        until = None if timeout is None else time.monotonic() + timeout
+        last, failures = None, 0
+        while failures < STREAM_FAILURES:
+            try:
+                for event in self.events(job_id, last):
+                    last, failures = event.id, 0
+                    if not isinstance(event.data, Preview):
+                        on_progress(event.data)
+                    if event.kind == "done" and isinstance(event.data, JobView):
+                        return outcome(event.data, check_outcome)
+                    check_time(job_id, until)
+            except (httpx.TransportError, SSEError):
+                failures += 1
+            check_time(job_id, until)
+        while True:
+            state = self.job(job_id)
+            on_progress(state)
+            if state.status in FINAL:
+                return outcome(state, check_outcome)
+            check_time(job_id, until)
+            time.sleep(POLL_S)
+
+    def image(self, job: JobView | str, index: int = 0, format: str | None = None) -> bytes:
+        """A picture's file: png, jpeg or webp; by default what the job asked for."""
+        job_id = job if isinstance(job, str) else job.id
+        params = {"format": format} if format else None
+        return self._send(Call("GET", f"/jobs/{job_id}/images/{index}", params)).content
+
+    def samples(self, job: JobView | str) -> bytes:
+        """All pictures of a finished job as an npz file in the published layout."""
+        job_id = job if isinstance(job, str) else job.id
+        return self._send(Call("GET", f"/jobs/{job_id}/samples.npz")).content
+
+    def models(self) -> list[ModelView]:
+        """The models the server has."""
+        return ModelList.model_validate_json(self._send(Call("GET", "/models")).content).models
+
+    def model(self, name: str) -> ModelView:
+        """One model."""
+        return ModelView.model_validate_json(self._send(Call("GET", f"/models/{name}")).content)
+
+    def ready(self) -> Readiness:
+        """Whether jobs would be taken now."""
+        return Readiness.model_validate_json(self._send(Call("GET", "/readyz", accept=(503,))).content)
+
+    def _send(self, call: Call) -> httpx.Response:
+        try:
+            for attempt in stamina.retry_context(
+                on=is_transient, attempts=self._retries + 1, timeout=self._retry_s, wait_max=10.0
+            ):
+                with attempt:
+                    response = self._http.request(
+                        call.method, call.path, params=call.params, json=call.json, headers=call.headers
+                    )
+                    check(response, call.accept)
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from None
+        return response
+
+
+def outcome(job: JobView, check_outcome: bool) -> JobView:
+    """An ended job, unless it is to be an error."""
+    if check_outcome and job.status != "finished":
+        raise JobEndedBadly(job)
+    return job
+
+
+def check_time(job_id: str, until: float | None) -> None:
+    """TimeoutError once the time is over."""
+    if until is not None and time.monotonic() > until:
+        raise TimeoutError(f"job {job_id} has not ended in time")
