@@ -92,7 +92,6 @@ class Lane(Generic[S]):
         self._until_rearranged -= 1
         if self._until_rearranged >= 0 and len(self.running) <= self.width:
             return []
-        self._until_rearranged = REARRANGE_EVERY
         chosen = [self.samples[i] for i in choose(self.samples, self.width, policy, now)]
         staying = set(chosen)
         if not staying.issuperset(self.running):
@@ -104,6 +103,7 @@ class Lane(Generic[S]):
         joining = [s for s in chosen if not s.running]
         if joining:
             self._join(joining)
+        self._until_rearranged = REARRANGE_EVERY
         return joining
 
     def step(self) -> StepReport:

@@ -41,7 +41,7 @@ class Policy:
     """
 
     name: PolicyName = "shortest"
-    ageing: float = 1.0
+    ageing: float = 3.0
     promote_after: float = 120.0
 
     def rank(self, sample: Candidate, now: float) -> tuple[float, float, bool, float]:

@@ -89,7 +89,7 @@ class WorkerSettings(CommonSettings):
     policy: PolicyName = Field(
         default="shortest", description="Order within a priority: shortest (least work first, with ageing) or arrival."
     )
-    ageing: float = Field(default=1.0, ge=0, description="Steps of work each second of waiting counts for (shortest).")
+    ageing: float = Field(default=3.0, ge=0, description="Steps of work each second of waiting counts for (shortest).")
     promote_after_s: float = Field(
         default=120.0, gt=0, description="Seconds of waiting that count as one priority higher."
     )

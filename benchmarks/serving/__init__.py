@@ -1,0 +1,1 @@
+"""Latency and throughput of three ways to serve mixed requests; see ``benchmarks/README.md``."""
