@@ -140,6 +140,8 @@ class Planner:
             )
         if config.unet.num_classes and config.unet.num_classes != base.num_classes:
             errors.append(("upsample", f"{reference} knows {config.unet.num_classes} classes, not {base.num_classes}"))
+        if config.unet.num_classes and base.unet.num_classes is None and request.class_label is None:
+            errors.append(("class_label", f"{reference} needs one"))
         respacing = request.upsample_respacing or config.defaults.respacing
         try:
             steps = len(respaced_timesteps(config.diffusion.diffusion_steps, respacing))

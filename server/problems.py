@@ -146,7 +146,7 @@ def _from_validation(error: RequestValidationError) -> ProblemError:
 def _public_name(where: list[str]) -> str:
     """A path without pydantic's names for the branches of unions."""
     kept = [part for part in where if part.replace("-", "_").isidentifier() or part.isdigit()]
-    return ".".join(part for part in kept if part not in ("int", "str", "float"))
+    return ".".join(part for part in kept if part.removeprefix("constrained-") not in ("int", "str", "float"))
 
 
 def _lower(message: str) -> str:

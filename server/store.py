@@ -177,17 +177,14 @@ class JobStore:
             queue.enqueue_job(rq_job, pipeline=pipe)
         pipe.publish(records.wake_channel(job.stages[0].model), "")
 
-    def cancel(self, job_id: str) -> bool:
-        """End a request, wherever it is; whether there is such a request (ended ones stay as they are)."""
-        record = records.read(self._sync, job_id)
-        if record is None:
-            return False
+    def cancel(self, job: SampleJob) -> Outcome | None:
+        """End a request, wherever it is; ``None`` if it had ended already."""
         outcome = Outcome(status="cancelled", at=time.time())
-        if record.outcome or not records.end(self._sync, record.job, outcome, self._result_ttl):
-            return True
-        for part in range(len(record.job.parts)):
-            self._cancel_part(record.job.part_id(part))
-        return True
+        if not records.end(self._sync, job, outcome, self._result_ttl):
+            return None
+        for part in range(len(job.parts)):
+            self._cancel_part(job.part_id(part))
+        return outcome
 
     def _cancel_part(self, rq_id: str) -> None:
         try:
@@ -207,8 +204,8 @@ class JobStore:
         found = await self.see_many([job_id])
         return found[0]
 
-    async def see_many(self, job_ids: Sequence[str]) -> list[Seen | None]:
-        """Requests as they are now; ``None`` where there is none."""
+    async def see_many(self, job_ids: Sequence[str], *, positions: bool = True) -> list[Seen | None]:
+        """Requests as they are now, on demand with their place in the queue; ``None`` where there is none."""
         async with self.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(records.record_key(job_id))
@@ -217,10 +214,10 @@ class JobStore:
         seen: list[Seen | None] = []
         for fields, state in zip(answers[::2], answers[1::2], strict=True):
             record = Record.parse(fields) if fields else None
-            seen.append(await self._place(record, state) if record else None)
+            seen.append(await self._place(record, state, positions) if record else None)
         return seen
 
-    async def _place(self, record: Record, state: bytes | None) -> Seen:
+    async def _place(self, record: Record, state: bytes | None, positions: bool) -> Seen:
         job = record.job
         states: list[JobStatus | None] = [records.parse_state(state)]
         if record.outcome is None and len(job.parts) > 1:
@@ -229,7 +226,8 @@ class JobStore:
                     pipe.hget(Job.key_for(job.part_id(part)), "status")
                 states += [records.parse_state(s) for s in await pipe.execute()]
         status = record.status(states)
-        return Seen(record, status, await self._position(job) if status == "queued" else None)
+        wanted = positions and status == "queued"
+        return Seen(record, status, await self._position(job) if wanted else None)
 
     async def _position(self, job: SampleJob) -> int:
         model = job.stages[0].model

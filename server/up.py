@@ -113,13 +113,26 @@ class Group:
             signal.signal(stop, self._on_signal)
         port = self.server.port or free_port(self.server.host)
         self._check_port(port)
-        self.url = f"http://{self.server.host}:{port}"
+        host = "127.0.0.1" if self.server.host == "0.0.0.0" else self.server.host
+        self.url = f"http://{host}:{port}"
+        try:
+            self._start(port)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start(self, port: int) -> None:
         self.redis_url = self.server.redis_url or self._start_valkey()
         common = {"GUIDED_REDIS_URL": self.redis_url, "PYTHONUNBUFFERED": "1"}
         for name in ("data_dir", "models_dir"):
             common[f"GUIDED_{name.upper()}"] = str(getattr(self.server, name).resolve())
         guided = [sys.executable, "-m", "clients"]
-        self._add(Child("api", [*guided, "server"], {**common, "GUIDED_PORT": str(port)}, 10.0))
+        self._add(
+            Child(
+                "api", [*guided, "server"], {**common, "GUIDED_HOST": self.server.host, "GUIDED_PORT": str(port)}, 10.0
+            )
+        )
         threads = self.worker.threads or max(1, (os.cpu_count() or 1) // self.workers)
         for number in range(1, self.workers + 1):
             own = {**common, "GUIDED_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
@@ -129,11 +142,15 @@ class Group:
                 own["GUIDED_METRICS_PORT"] = "0"
             self._add(Child(f"worker-{number}", [*guided, "worker"], own, self.worker.grace_s + 10))
         threading.Thread(target=self._watch, daemon=True).start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    ) -> bool:
+        """Stop everything; a signal that ended the block is thereby dealt with."""
+        self.stop()
+        return kind is not None and issubclass(kind, KeyboardInterrupt)
+
+    def stop(self) -> None:
         """Stop the workers, which finish what they can, then the API, then Valkey."""
         self._stopping.set()
         workers = [child for child in self.children if child.name.startswith("worker")]
@@ -158,6 +175,7 @@ class Group:
         else:
             print("stopping: workers finish or put back what they have (again: at once)", flush=True)
             self._stopping.set()
+            raise KeyboardInterrupt
 
     def _add(self, child: Child) -> None:
         child.start()

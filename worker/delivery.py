@@ -82,7 +82,7 @@ class DeliveringWorker(BaseWorker):
         """Whether Redis could not be reached last time."""
         self.steps_per_part = 0.0
         self.outbox: deque[Callable[[], None]] = deque()
-        self.storing = ThreadPoolExecutor(1, thread_name_prefix="store")
+        self.storing = ThreadPoolExecutor(4, thread_name_prefix="store")
         self._events = events
 
     # --- What the engine says ---------------------------------------------------------------------
@@ -161,9 +161,9 @@ class DeliveringWorker(BaseWorker):
         part.done.add(index)
         part.reported[index] = part.job.steps
         if part.done == set(part.images):
-            self._finish(part)
+            self.finish(part)
 
-    def _finish(self, part: Part) -> None:
+    def finish(self, part: Part) -> None:
         key = record_key(part.job.id)
         self.connection.hset(key, f"part{part.part}", 1)
         record = records.read(self.connection, part.job.id)
@@ -223,8 +223,7 @@ class DeliveringWorker(BaseWorker):
         started: Any = self.connection.hget(record_key(job.id), "started")
         if started:
             self.metrics.run_time.labels(part.lane).observe(outcome.at - float(started))
-        if job.webhook_url:
-            self.storing.submit(send_webhook, job, outcome, self.settings.webhook_hosts)
+        self.storing.submit(send_webhook, job, outcome, self.settings.webhook_hosts)
 
     def _count(self, part: Part, outcome: str) -> None:
         self.metrics.jobs.labels(part.lane, outcome).inc()
@@ -266,7 +265,6 @@ class DeliveringWorker(BaseWorker):
                 with self.connection.pipeline() as pipe:
                     pipe.multi()
                     self.cleanup_execution(part.rq_job, pipe, part.execution)
-                    pipe.hdel(record_key(part.job.id), "started")
                     part.queue.enqueue_job(part.rq_job, pipeline=pipe, at_front=True)
                     add_event(pipe, part.job.id, "status")
                     pipe.publish(records.wake_channel(part.job.stages[0].model), "")

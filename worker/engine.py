@@ -165,6 +165,7 @@ class Engine:
         self._orders: deque[Callable[[], None]] = deque()
         self._wake = threading.Event()
         self._stop = False
+        self.crashed = False
 
     def add_lane(self, key: str, denoiser: Denoiser, width: int, bucket: Callable[[int], int] | None = None) -> None:
         """Serve a model under a name, ``width`` samples at once."""
@@ -208,11 +209,14 @@ class Engine:
         return {key: lane.width for key, lane in self._lanes.items()}
 
     def run(self) -> None:
-        """Work until :meth:`stop`."""
-        while not self._stop:
-            self._wake.clear()
-            if not self.step():
-                self._wake.wait(timeout=0.2)  # deadlines of waiting requests are looked at now and then
+        """Work until :meth:`stop`; :attr:`crashed` tells if it ended some other way."""
+        try:
+            while not self._stop:
+                self._wake.clear()
+                if not self.step():
+                    self._wake.wait(timeout=0.2)  # deadlines of waiting requests are looked at now and then
+        finally:
+            self.crashed = not self._stop
 
     def stop(self) -> None:
         """Let :meth:`run` return after the current step."""

@@ -43,6 +43,10 @@ class Part:
     """Steps last written to Redis, by picture."""
     over: bool = False
 
+    def __post_init__(self) -> None:
+        self.todo = [index for index in self.images if index not in self.done]
+        """Pictures to be made: those that an earlier try stored are kept."""
+
     @property
     def id(self) -> str:
         """Id of the RQ job and the engine's request."""
@@ -59,8 +63,8 @@ class Part:
         return lane_key(self.job.stages[0].model, self.versions[0])
 
     def image_of(self, sample_index: int) -> int:
-        """Index in the request of a sample of :attr:`request`."""
-        return self.images[sample_index]
+        """Index in the job of a sample of :attr:`request`."""
+        return self.todo[sample_index]
 
     def progress(self) -> dict[int, int]:
         """Steps done by each picture."""
@@ -77,7 +81,7 @@ class Part:
                 Stage(lane_key(plan.model, version), self._spec(number, index), plan.steps)
                 for number, (plan, version) in enumerate(zip(self.job.stages, self.versions, strict=True))
             )
-            for index in self.images
+            for index in self.todo
         ]
         self.request = Request(
             id=self.id,

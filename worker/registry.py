@@ -117,16 +117,20 @@ class Registry:
         """Load the newest version of every model to be served, and wait for them.
 
         Raises:
-            BundleError: if there is none, or one cannot be loaded.
+            BundleError: if there is none, or one of ``models`` cannot be loaded.
         """
-        names = self._settings.models or tuple(
-            n for n in self.store.names() if self.store.find(n).config.kind == "diffusion"
-        )
-        if not names:
-            raise BundleError(f"models: no diffusion model in {self.store.root}")
-        for name in names:
-            self._current[name] = self.store.latest(name)
-            self.get(name, self._current[name]).result()
+        for name in self._settings.models or self.store.names():
+            try:
+                version = self.store.latest(name)
+                if self._settings.models or self.store.find(name).config.kind == "diffusion":
+                    self.get(name, version).result()
+                    self._current[name] = version
+            except BundleError as error:
+                if self._settings.models:
+                    raise
+                log.error("model %s: not served: %s", name, error)
+        if not self._current:
+            raise BundleError(f"models: no diffusion model that can be loaded in {self.store.root}")
 
     def current(self, name: str) -> str:
         """The version that new jobs of a served model get; of another model, its latest.

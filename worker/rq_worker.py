@@ -13,6 +13,7 @@ import queue
 import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any, ClassVar
 
@@ -40,6 +41,7 @@ from worker.parts import Part
 from worker.records import JobError, Outcome, record_key
 from worker.registry import Registry
 from worker.settings import WorkerSettings
+from worker.webhooks import send_webhook
 
 log = logging.getLogger(__name__)
 
@@ -127,6 +129,8 @@ class GuidedWorker(DeliveringWorker):
 
     def _turn(self) -> None:
         """One round: take in what the engine did, tell Redis, claim what there is room for."""
+        if self.engine.crashed:
+            raise RuntimeError("the engine has crashed (see above); the jobs here are retried elsewhere")
         self.collect()
         self._start_loaded()
         if not self._reach(self.deliver):
@@ -225,9 +229,8 @@ class GuidedWorker(DeliveringWorker):
         loads = [
             self.registry.get(stage.model, version) for stage, version in zip(record.job.stages, versions, strict=True)
         ]
-        part = Part(record.job, int(number), job, source, execution, versions, loads)
-        part.done = set(record.done) & set(part.images)
-        return part
+        done = set(record.done) & set(record.job.parts[int(number)])
+        return Part(record.job, int(number), job, source, execution, versions, loads, done=done)
 
     def _fix_version(self, job: SampleJob, stage: int) -> str:
         """The version a stage runs on: the first worker to take the job decides for all parts and retries."""
@@ -242,6 +245,9 @@ class GuidedWorker(DeliveringWorker):
     def _start_loaded(self) -> None:
         """Hand parts to the engine whose models are ready."""
         for part in list(self.parts.values()):
+            if not part.todo and not part.over:  # its worker died between the last picture and saying so
+                part.over = True
+                self.outbox.append(partial(self.finish, part))
             if part.request is not None or part.over or not all(load.done() for load in part.loads):
                 continue
             if error := next((e for load in part.loads if (e := load.exception())), None):
@@ -322,7 +328,8 @@ class GuidedWorker(DeliveringWorker):
         if record:
             error = JobError(kind="abandoned", message=records.ABANDONED)
             outcome = Outcome(status="failed", at=time.time(), error=error)
-            records.end(self.connection, record.job, outcome, self.settings.result_ttl_s)
+            if records.end(self.connection, record.job, outcome, self.settings.result_ttl_s):
+                self.storing.submit(send_webhook, record.job, outcome, self.settings.webhook_hosts)
 
     def _sweep(self) -> None:
         """Delete what has outlived its time."""

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Header, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -21,6 +21,7 @@ from server.store import Seen
 from server.views import progress, summary, view
 from worker.artifacts import convert, decode
 from worker.records import FINAL, events_key
+from worker.webhooks import send_webhook
 
 router = APIRouter(tags=["jobs"])
 
@@ -52,7 +53,8 @@ async def list_jobs(
     found: list[Seen] = []
     for _ in range(MAX_SCANS):
         entries = await context.store.page(before, SCAN if status else limit + 1)
-        for seen, (_, created) in zip(await context.store.see_many([i for i, _ in entries]), entries, strict=True):
+        jobs = await context.store.see_many([job_id for job_id, _ in entries], positions=False)
+        for seen, (_, created) in zip(jobs, entries, strict=True):
             if seen and (status is None or seen.status == status):
                 if len(found) == limit:
                     return JobList(jobs=[summary(s) for s in found], next_cursor=f"{before:.6f}")
@@ -70,9 +72,11 @@ async def get_job(job_id: JobId, seen: FoundJob, context: Ctx) -> JobView:
 
 
 @router.delete("/jobs/{job_id}", operation_id="cancelJob", summary="Cancel", responses=responses(404, 422, 503))
-async def cancel_job(job_id: JobId, seen: FoundJob, context: Ctx) -> JobView:
+async def cancel_job(job_id: JobId, seen: FoundJob, context: Ctx, later: BackgroundTasks) -> JobView:
     """Cancel a queued or running job, which stops at the next step. A job that has ended stays as it is."""
-    await run_in_threadpool(context.store.cancel, job_id)
+    job = seen.record.job
+    if outcome := await run_in_threadpool(context.store.cancel, job):
+        later.add_task(send_webhook, job, outcome, context.settings.webhook_hosts)
     now = await context.store.see(job_id)
     return view(now or seen, await context.store.fleet(), context.catalog)
 

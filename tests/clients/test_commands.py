@@ -91,15 +91,24 @@ def test_without_a_server_it_says_how_to_start_one() -> None:
 def test_ctrl_c_cancels_the_job(stack: Stack, tmp_path: Path) -> None:
     before = {job["id"] for job in stack.http.get("/jobs", params={"limit": 100}).json()["jobs"]}
     command = [sys.executable, "-m", "clients", "generate", "--model", "tiny", "--steps", "1000", "--num", "8"]
-    process = subprocess.Popen([*command, "--out", str(tmp_path / "a.png"), "--url", stack.url], stderr=subprocess.PIPE)
+    # A shell that runs the tests in the background lets them, and all they start, ignore SIGINT.
+    process = subprocess.Popen(
+        [*command, "--out", str(tmp_path / "a.png"), "--url", stack.url],
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
     def new() -> str | None:
         jobs = stack.http.get("/jobs", params={"limit": 100, "status": "running"}).json()["jobs"]
         return next((job["id"] for job in jobs if job["id"] not in before), None)
 
-    job_id = eventually(new, what="the job")
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=20)
+    with process:
+        job_id = eventually(new, what="the job")
+        process.send_signal(signal.SIGINT)
+        try:
+            _, error = process.communicate(timeout=20)
+        finally:
+            process.kill()
     assert process.returncode == 130
     assert b"cancelled job" in error
     assert stack.wait(job_id)["status"] == "cancelled"

@@ -241,7 +241,8 @@ def test_a_passed_deadline_fails_the_job(stack: Stack) -> None:
     assert "deadline" in job["error"]["message"]
 
 
-def test_a_webhook_tells_how_it_ended(stack: Stack) -> None:
+@pytest.mark.parametrize("ending", ["finished", "cancelled", "failed"])
+def test_a_webhook_tells_how_it_ended(stack: Stack, ending: str) -> None:
     heard: list[dict[str, Any]] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -256,11 +257,17 @@ def test_a_webhook_tells_how_it_ended(stack: Stack) -> None:
     with HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        job = made(stack, class_label=1, steps=2, webhook_url=f"http://127.0.0.1:{server.server_port}/hook")
+        url = f"http://127.0.0.1:{server.server_port}/hook"
+        steps, deadline = (2, None) if ending == "finished" else (1000, 0.3 if ending == "failed" else None)
+        job = stack.generate(class_label=1, num_images=4, steps=steps, deadline_s=deadline, webhook_url=url)
+        if ending == "cancelled":
+            stack.http.delete(f"/jobs/{job['id']}")
         eventually(lambda: heard, what="the webhook")
         server.shutdown()
         thread.join()
-    assert heard == [{"id": job["id"], "status": "finished", "error": None}]
+    error = stack.job(job["id"])["error"]
+    assert heard == [{"id": job["id"], "status": ending, "error": error}]
+    assert (error is None) == (ending != "failed")
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def lanes(engine: Engine) -> set[str]:
 
 
 def test_all_diffusion_models_are_served_and_none_is_an_error(tmp_path: Path, engine: Engine) -> None:
-    with pytest.raises(BundleError, match="no diffusion model in"):
+    with pytest.raises(BundleError, match="no diffusion model that can be loaded"):
         Registry(engine, settings(tmp_path)).serve()
     for name in ("a", "b"):
         publish(tmp_path / "models", name, tiny_config())
@@ -64,7 +64,16 @@ def test_under_a_memory_limit_unused_models_make_room(tmp_path: Path, engine: En
 def test_a_model_larger_than_the_limit_is_refused(tmp_path: Path, engine: Engine) -> None:
     publish(tmp_path / "models", "a", tiny_config())
     with pytest.raises(BundleError, match=r"memory_limit_mb: .* do not fit"):
-        Registry(engine, settings(tmp_path, memory_limit_mb=1)).serve()
+        Registry(engine, settings(tmp_path, models=["a"], memory_limit_mb=1)).serve()
+
+
+def test_a_damaged_model_does_not_keep_the_others_from_being_served(tmp_path: Path, engine: Engine) -> None:
+    for name in ("a", "b"):
+        bundle = publish(tmp_path / "models", name, tiny_config())
+    bundle.weights_path("unet").write_bytes(b"damaged")
+    registry = Registry(engine, settings(tmp_path))
+    registry.serve()
+    assert registry.names == ["a"]
 
 
 def test_a_damaged_new_version_is_not_taken_up(tmp_path: Path, engine: Engine) -> None:
