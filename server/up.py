@@ -128,18 +128,13 @@ class Group:
         for name in ("data_dir", "models_dir"):
             common[f"GUIDED_{name.upper()}"] = str(getattr(self.server, name).resolve())
         guided = [sys.executable, "-m", "clients"]
-        self._add(
-            Child(
-                "api", [*guided, "server"], {**common, "GUIDED_HOST": self.server.host, "GUIDED_PORT": str(port)}, 10.0
-            )
-        )
+        address = {"GUIDED_HOST": self.server.host, "GUIDED_PORT": str(port)}
+        self._add(Child("api", [*guided, "server"], {**common, **address}, 10.0))
         threads = self.worker.threads or max(1, (os.cpu_count() or 1) // self.workers)
         for number in range(1, self.workers + 1):
+            metrics = self.worker.metrics_port + number - 1 if self.worker.metrics_port else 0
             own = {**common, "GUIDED_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
-            if self.worker.metrics_port:
-                own["GUIDED_METRICS_PORT"] = str(self.worker.metrics_port + number - 1)
-            else:
-                own["GUIDED_METRICS_PORT"] = "0"
+            own["GUIDED_METRICS_PORT"] = str(metrics)
             self._add(Child(f"worker-{number}", [*guided, "worker"], own, self.worker.grace_s + 10))
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -185,7 +180,7 @@ class Group:
         """Start again whoever dies."""
         while not self._stopping.wait(RESTART_S):
             for child in self.children:
-                if child.process is not None and child.process.poll() is not None:
+                if child.process is not None and child.process.poll() is not None and not self._stopping.is_set():
                     log.error("%s ended with code %d; starting it again", child.name, child.process.returncode)
                     child.start()
 

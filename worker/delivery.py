@@ -88,6 +88,7 @@ class DeliveringWorker(BaseWorker):
     # --- What the engine says ---------------------------------------------------------------------
 
     def collect(self) -> None:
+        """Take in the engine's events; nothing here waits for Redis."""
         while True:
             try:
                 event = self._events.get_nowait()
@@ -140,6 +141,11 @@ class DeliveringWorker(BaseWorker):
     # --- What Redis is told -----------------------------------------------------------------------
 
     def deliver(self) -> None:
+        """Empty the outbox, in order.
+
+        Raises:
+            RedisError: if Redis is away; the delivery that failed is tried again next time.
+        """
         while self.outbox:
             self.outbox[0]()  # may raise: then it is tried again
             self.outbox.popleft()
@@ -164,6 +170,7 @@ class DeliveringWorker(BaseWorker):
             self.finish(part)
 
     def finish(self, part: Part) -> None:
+        """Its pictures are all stored."""
         key = record_key(part.job.id)
         self.connection.hset(key, f"part{part.part}", 1)
         record = records.read(self.connection, part.job.id)
@@ -190,6 +197,7 @@ class DeliveringWorker(BaseWorker):
         self._close(part, deliver)
 
     def cancel(self, part: Part) -> None:
+        """Its request has been cancelled, or has ended elsewhere."""
         def deliver() -> None:
             self._end(part, Outcome(status="cancelled", at=time.time()))
             self.drop(part.rq_job, part.queue, part.execution)
