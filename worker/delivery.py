@@ -198,6 +198,7 @@ class DeliveringWorker(BaseWorker):
 
     def cancel(self, part: Part) -> None:
         """Its request has been cancelled, or has ended elsewhere."""
+
         def deliver() -> None:
             self._end(part, Outcome(status="cancelled", at=time.time()))
             self.drop(part.rq_job, part.queue, part.execution)
