@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 
 from clients.calls import DEFAULT_URL
 from clients.client import Client
@@ -145,7 +145,8 @@ def jobs(
     if as_json:
         print(json.dumps([job.model_dump(mode="json") for job in found], indent=2))
         return
-    table = Table("id", "status", "model", "images", "done", "made", "error")
+    # Ids are there to be copied, and so is what went wrong to be read.
+    table = Table(Column("id", no_wrap=True, min_width=32), "status", "model", "images", "done", "made", "error")
     for job in found:
         table.add_row(*_row(job))
     Console().print(table if found else "No jobs.")
@@ -159,7 +160,7 @@ def _row(job: JobSummary) -> list[str]:
         f"{job.model}{version}",
         str(job.num_images),
         f"{job.progress.fraction:.0%}",
-        f"{job.created_at.astimezone():%Y-%m-%d %H:%M:%S}",
+        f"{job.created_at.astimezone():%m-%d %H:%M}",
         job.error.message if job.error else "",
     ]
 

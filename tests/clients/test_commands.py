@@ -60,7 +60,9 @@ def test_jobs_cancel_and_models(stack: Stack) -> None:
     assert guided("cancel", job["id"], url=stack.url) == f"{job['id']} cancelled\n"
     (listed,) = json.loads(guided("jobs", "--status", "cancelled", "--limit", 1, "--json", url=stack.url))
     assert listed["id"] == job["id"]
-    assert "cancelled" in guided("jobs", url=stack.url)
+    table = guided("jobs", url=stack.url)
+    assert job["id"] in table  # whole, to be copied
+    assert "cancelled" in table
     assert [m["name"] for m in json.loads(guided("models", "served", "--json", url=stack.url))] == ["tiny", "up"]
     assert "upsampler" in guided("models", "served", url=stack.url)
 
