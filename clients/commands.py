@@ -145,8 +145,9 @@ def jobs(
     if as_json:
         print(json.dumps([job.model_dump(mode="json") for job in found], indent=2))
         return
-    # Ids are there to be copied, and so is what went wrong to be read.
-    table = Table(Column("id", no_wrap=True, min_width=32), "status", "model", "images", "done", "made", "error")
+    whole = {"no_wrap": True, "overflow": "ignore"}  # ids are there to be copied
+    first = (Column("id", min_width=32, **whole), Column("status", min_width=9, **whole))  # type: ignore[arg-type]
+    table = Table(*first, "model", "done", "error", box=None)
     for job in found:
         table.add_row(*_row(job))
     Console().print(table if found else "No jobs.")
@@ -158,9 +159,7 @@ def _row(job: JobSummary) -> list[str]:
         job.id,
         job.status,
         f"{job.model}{version}",
-        str(job.num_images),
-        f"{job.progress.fraction:.0%}",
-        f"{job.created_at.astimezone():%m-%d %H:%M}",
+        f"{job.progress.fraction:.0%} of {job.num_images}",
         job.error.message if job.error else "",
     ]
 
