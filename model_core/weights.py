@@ -120,6 +120,18 @@ def load_network(
     return network
 
 
+def copy_weights(path: Path, network: nn.Module) -> None:
+    """Fill a network that has memory for its weights from a safetensors file.
+
+    Raises:
+        BundleError: if the file is damaged or is for another network.
+    """
+    check_file(path, expected_shapes(network))
+    with _opened(path) as file, torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            tensor.copy_(file.get_tensor(name))
+
+
 def load(bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
     """Load a bundle's networks, ready to sample.
 

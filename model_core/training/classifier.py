@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model_core.bundle import Part
 from model_core.classifier import Classifier
 from model_core.training.config import ClassifierTraining
 from model_core.training.data import Batches, ImageFolder, centred, load_folder
@@ -18,6 +19,8 @@ QUARTILES = 4
 
 class ClassifierTask:
     """Cross entropy on pictures noised to a uniformly drawn timestep."""
+
+    part: Part = "classifier"
 
     def __init__(self, config: ClassifierTraining, val: ImageFolder | None) -> None:
         self.config = config

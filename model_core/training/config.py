@@ -75,6 +75,8 @@ class TrainingConfig(FrozenModel):
     seed: int = 0
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1)
+    init: Path | None = None
+    """A bundle's version folder whose weights the run begins with: fine-tuning."""
     data: DataConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     compute: ComputeConfig = ComputeConfig()

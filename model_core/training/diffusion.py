@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from model_core.bundle import Part
 from model_core.training.config import DiffusionTraining
 from model_core.training.data import Batches, load_folder
 from model_core.training.loop import Network, autocast, train
@@ -16,6 +17,8 @@ from model_core.unet import UNet
 
 class DiffusionTask:
     """The configured objective at timesteps drawn by the configured sampler."""
+
+    part: Part = "unet"
 
     def __init__(self, config: DiffusionTraining) -> None:
         self.config = config

@@ -19,16 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from model_core.bundle import Part, open_bundle
 from model_core.training.config import OptimizerConfig, TrainingConfig
 from model_core.training.data import Batches
 from model_core.training.log import RunLog
 from model_core.training.state import load_state, save_state
+from model_core.weights import copy_weights
 
 Network = Callable[..., Tensor]
 
 
 class Task(Protocol):
     """What the loop trains."""
+
+    part: Part
+    """What the network is in a bundle."""
 
     @property
     def model(self) -> nn.Module:
@@ -105,6 +110,8 @@ def train(config: TrainingConfig, task: Task, batches: Batches) -> bool:
     memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
     torch.manual_seed(config.seed)
     device = torch.device(config.compute.device)
+    if config.init is not None:
+        copy_weights(open_bundle(config.init).weights_path(task.part), task.model)
     model = task.model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(
         model.parameters(),
