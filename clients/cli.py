@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from clients.commands import cancel, generate, jobs, served
 from model_core.commands import models_app, sample
 from model_core.config import explain
+from model_core.training.commands import train
 from server.commands import config, demo, server, up, worker
 
 app = typer.Typer(
@@ -20,11 +21,23 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 models_app.command()(served)
-for verb in (up, demo, generate, jobs, cancel, server, worker, config, sample):
+for verb in (up, demo, generate, jobs, cancel, server, worker, config, sample, train):
     app.command()(verb)
 
 
-OPTIONAL = ("torch", "safetensors", "numpy", "PIL", "fastapi", "uvicorn", "redis", "rq", "fsspec", "pydantic_settings")
+OPTIONAL = (
+    "torch",
+    "safetensors",
+    "numpy",
+    "PIL",
+    "fastapi",
+    "uvicorn",
+    "redis",
+    "rq",
+    "fsspec",
+    "pydantic_settings",
+    "tensorboard",
+)
 """Packages that come with the extras only."""
 
 
@@ -39,6 +52,6 @@ def main() -> None:
     except ValidationError as error:
         print(f"guided: {explain(error)}", file=sys.stderr)
         sys.exit(2)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"guided: {error}", file=sys.stderr)
         sys.exit(2)

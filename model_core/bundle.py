@@ -6,6 +6,7 @@ a reader sees a whole version or none. Weights are read through safetensors, whi
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -269,6 +270,39 @@ class Store:
         sync(folder)
         self.set_latest(name, version)
         return open_bundle(folder / version)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other publishers of this folder waiting, for who reads the newest version to make the next."""
+        self.root.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(self.root, os.O_RDONLY)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def rollback(self, name: str, version: str | None = None) -> tuple[str, str]:
+        """Move ``latest`` back to an earlier version; the newer ones stay.
+
+        Args:
+            name: of the model.
+            version: to go back to; default: the one before the latest.
+
+        Returns:
+            The version that was the latest, and the one that is now.
+
+        Raises:
+            BundleError: if there is no such model or version, or none before.
+        """
+        with self.lock():
+            was = self.latest(name)
+            earlier = [v for v in self.versions(name) if int(v) < int(was)]
+            if version is None and not earlier:
+                raise BundleError(f"model {name!r}: there is no version before {was}")
+            now = version or earlier[-1]
+            self.set_latest(name, now)
+        return was, now
 
     def set_latest(self, name: str, version: str) -> None:
         """Move ``latest``, atomically.

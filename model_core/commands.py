@@ -113,6 +113,17 @@ def publish(
     print(f"published {bundle.name}@{bundle.version}")
 
 
+@models_app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="A model.")],
+    to: Annotated[str | None, typer.Option(help="Version; default: the one before the latest.")] = None,
+    models_dir: ModelsDir = MODELS_DIR,
+) -> None:
+    """Make an earlier version the latest again; running workers go back to it."""
+    was, now = _store(models_dir).rollback(name, to)
+    print(f"{name}: version {now} is the latest now (was {was})")
+
+
 @models_app.command("import")
 def import_model(
     name: Annotated[str, typer.Argument(help="Model to publish.")],

@@ -17,8 +17,8 @@ Pixels = NDArray[np.uint8]
 
 def to_pixels(x: Tensor) -> Pixels:
     """(B, C, H, W) in [-1, 1] -> (B, H, W, C) uint8, as the published scripts round."""
-    pixels = ((x + 1) * 127.5).clamp(0, 255).to(torch.uint8)
-    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+    pixels = ((x.float() + 1) * 127.5).clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def from_pixels(pixels: Pixels) -> Tensor:

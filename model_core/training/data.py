@@ -1,4 +1,8 @@
-"""Pictures in folders of class folders, held in memory, and the random views training sees."""
+"""The batch of every step: random views of pictures, as a function of the seed and the step alone.
+
+So a resumed run sees what the uninterrupted one would have seen, with no position to save, and each of
+several processes prepares its own share of the same batch.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +10,18 @@ import logging
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from model_core.pictures import from_pixels
 from model_core.training.config import DataConfig
+from model_core.training.sources import BadPictureError, Source
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"})
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class ImageFolder:
-    """Decoded pictures and their classes."""
-
-    images: list[Image.Image]
-    labels: np.ndarray
-    """(N,) class indices."""
-    classes: tuple[str, ...]
-    skipped: list[Path]
-    """Files that could not be read as pictures."""
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-
-def load_folder(folder: Path, classes: tuple[str, ...] | None = None) -> ImageFolder:
-    """Read every picture of a folder of class folders; bad ones are skipped, counted and named.
-
-    Args:
-        folder: with one sub-folder per class.
-        classes: the classes in order; by default the sub-folders in alphabetical order.
-
-    Raises:
-        ValueError: if there is no readable picture, or a sub-folder is not among ``classes``.
-    """
-    found = tuple(sorted(path.name for path in folder.iterdir() if path.is_dir()))
-    if classes is None:
-        classes = found
-    elif unknown := set(found) - set(classes):
-        raise ValueError(f"{folder}: classes not in the training data: {', '.join(sorted(unknown))}")
-    images, labels, skipped = [], [], []
-    for label, name in enumerate(classes):
-        for file in sorted((folder / name).glob("**/*")):
-            if file.suffix.lower() not in SUFFIXES:
-                continue
-            try:
-                with Image.open(file) as image:
-                    images.append(image.convert("RGB"))
-                labels.append(label)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-                skipped.append(file)
-                logger.warning("skipped %s: %s", file, error)
-    if not images:
-        raise ValueError(f"{folder}: no readable picture in any class folder")
-    if skipped:
-        logger.warning("%s: %d bad pictures skipped, %d read", folder, len(skipped), len(images))
-    return ImageFolder(images, np.array(labels), classes, skipped)
 
 
 def view(image: Image.Image, size: int, *, side: float, left: float, top: float, flip: bool) -> np.ndarray:
@@ -90,40 +45,81 @@ def view(image: Image.Image, size: int, *, side: float, left: float, top: float,
     return array[:, ::-1] if flip else array
 
 
-class Batches:
-    """The batch of every step, as a function of the seed and the step alone.
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one step, or a part of them."""
 
-    So a resumed run sees what the uninterrupted one would have seen, with no position to save.
+    x: Tensor
+    """(B, 3, H, W) in [-1, 1]."""
+    y: Tensor
+    """Labels (B,)."""
+    skipped: tuple[str, ...] = ()
+    """Bad pictures come upon; the next ones stand in for them."""
+
+
+class Batches(Dataset[Batch]):
+    """Item ``step`` is this process's share of the step's batch.
+
+    Args:
+        source: of pictures.
+        config: how they are drawn, cropped and flipped.
+        size: height and width of the views.
+        batch_size: pictures per step over all processes.
+        seed: of all random choices.
+        share: (number of this process, number of processes).
+
+    Raises:
+        ValueError: for balanced drawing from a source that does not know its labels beforehand.
     """
 
-    def __init__(self, folder: ImageFolder, config: DataConfig, size: int, batch_size: int, seed: int) -> None:
-        self.folder = folder
-        self.config = config
-        self.size = size
-        self.batch_size = batch_size
-        self.seed = seed
-        self.may_flip = [config.flip and name not in config.no_flip for name in folder.classes]
-        self.by_class = [np.flatnonzero(folder.labels == label) for label in range(len(folder.classes))]
-        self.by_class = [members for members in self.by_class if len(members)]
+    def __init__(
+        self,
+        source: Source,
+        config: DataConfig,
+        size: int,
+        batch_size: int,
+        seed: int,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.source, self.config, self.size, self.batch_size, self.seed = source, config, size, batch_size, seed
+        rank, world = share
+        self.mine = range(rank * batch_size // world, (rank + 1) * batch_size // world)
+        self.unflipped = frozenset(label for label, name in enumerate(source.classes) if name in config.no_flip)
+        self.by_class: list[np.ndarray] = []
+        self._order: tuple[int, np.ndarray] = (-1, np.empty(0))
+        if config.balanced:
+            if source.labels is None:
+                raise ValueError("data.balanced: only a folder's classes are known beforehand, not those of shards")
+            members = [np.flatnonzero(source.labels == label) for label in range(len(source.classes))]
+            self.by_class = [indices for indices in members if len(indices)]
 
-    def at(self, step: int) -> tuple[Tensor, Tensor]:
-        """Pictures (B, 3, H, W) in [-1, 1] and labels (B,) of a step."""
+    def __getitem__(self, step: int) -> Batch:
         rng = random.Random(f"{self.seed}:view:{step}")
-        indices = self._balanced(step) if self.config.balanced else self._epochs(step)
-        views = []
-        for index in indices:
-            flip = rng.random() < 0.5 and self.may_flip[self.folder.labels[index]]
-            views.append(
-                view(
-                    self.folder.images[index],
-                    self.size,
-                    side=rng.uniform(*self.config.crop),
-                    left=rng.random(),
-                    top=rng.random(),
-                    flip=flip,
-                )
-            )
-        return from_pixels(np.stack(views)), torch.from_numpy(self.folder.labels[indices])
+        indices, crop = self.indices(step), self.config.crop
+        choices = [(rng.random(), rng.uniform(*crop), rng.random(), rng.random()) for _ in indices]
+        views, labels, skipped = [], [], []
+        for position in self.mine:
+            image, label, bad = self._read(int(indices[position]))
+            skipped += bad
+            flip, side, left, top = choices[position]
+            mirrored = self.config.flip and flip < 0.5 and label not in self.unflipped
+            views.append(view(image, self.size, side=side, left=left, top=top, flip=mirrored))
+            labels.append(label)
+        return Batch(from_pixels(np.stack(views)), torch.tensor(labels), tuple(skipped))
+
+    def _read(self, index: int) -> tuple[Image.Image, int, list[str]]:
+        """The picture, or the next good one after it."""
+        skipped: list[str] = []
+        for offset in range(len(self.source)):
+            try:
+                return (*self.source.read((index + offset) % len(self.source)), skipped)
+            except BadPictureError as error:
+                skipped.append(str(error))
+        raise ValueError(f"{self.config.train}: no readable picture")
+
+    def indices(self, step: int) -> np.ndarray:
+        """Which pictures the whole batch of a step holds."""
+        return self._balanced(step) if self.config.balanced else self._epochs(step)
 
     def _balanced(self, step: int) -> np.ndarray:
         rng = np.random.default_rng((self.seed, step))
@@ -132,20 +128,47 @@ class Batches:
 
     def _epochs(self, step: int) -> np.ndarray:
         """A window of the endless sequence of shuffled epochs."""
-        count = len(self.folder)
+        count = len(self.source)
         positions = np.arange(step * self.batch_size, (step + 1) * self.batch_size)
         indices = np.empty(self.batch_size, dtype=np.int64)
         for epoch in np.unique(positions // count):
-            order = np.random.default_rng((self.seed, int(epoch))).permutation(count)
             inside = positions // count == epoch
-            indices[inside] = order[positions[inside] % count]
+            indices[inside] = self._epoch(int(epoch))[positions[inside] % count]
         return indices
 
+    def _epoch(self, epoch: int) -> np.ndarray:
+        if self._order[0] != epoch:
+            self._order = epoch, self.source.order(np.random.default_rng((self.seed, epoch)))
+        return self._order[1]
 
-def centred(folder: ImageFolder, config: DataConfig, size: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Every picture once, cropped in the middle at the mean side, not mirrored: for validation."""
+
+def loader(batches: Batches, first: int, last: int) -> Iterator[Batch]:
+    """The batches of steps ``first`` to ``last`` - 1, prepared ahead by the configured processes."""
+    workers = batches.config.workers if last > first else 0
+    return iter(
+        DataLoader(
+            batches,
+            batch_size=None,
+            sampler=range(first, last),
+            num_workers=workers,
+            prefetch_factor=batches.config.prefetch if workers else None,
+            multiprocessing_context="forkserver" if workers else None,
+        )
+    )
+
+
+def centred(source: Source, config: DataConfig, size: int, batch_size: int) -> Iterator[Batch]:
+    """Every good picture once, cropped in the middle at the mean side, not mirrored: for validation."""
     side = sum(config.crop) / 2
-    for start in range(0, len(folder), batch_size):
-        chosen = folder.images[start : start + batch_size]
-        views = [view(image, size, side=side, left=0.5, top=0.5, flip=False) for image in chosen]
-        yield from_pixels(np.stack(views)), torch.from_numpy(folder.labels[start : start + batch_size])
+    for start in range(0, len(source), batch_size):
+        views, labels = [], []
+        for index in range(start, min(start + batch_size, len(source))):
+            try:
+                image, label = source.read(index)
+            except BadPictureError as error:
+                logger.warning("skipped %s", error)
+                continue
+            views.append(view(image, size, side=side, left=0.5, top=0.5, flip=False))
+            labels.append(label)
+        if views:
+            yield Batch(from_pixels(np.stack(views)), torch.tensor(labels))

@@ -1,59 +1,36 @@
-"""The training loop, for the diffusion model and the classifier alike.
+"""The training loop, for diffusion models, upsamplers and classifiers alike.
 
 Every random choice of a step (pictures, views, timesteps, noise, dropout) is a function of the
 run's seed and the step number, so a state is the step, the weights, the optimizer and the
-averages, and a resumed run continues bit for bit on the same machine.
+averages, and a resumed run continues bit for bit on the same machine. Several processes share the
+very batch that one would compute.
 """
 
 from __future__ import annotations
 
 import math
 import signal
-import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Protocol
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from model_core.bundle import Part, open_bundle
 from model_core.training.config import OptimizerConfig, TrainingConfig
-from model_core.training.data import Batches
+from model_core.training.data import Batch, Batches, loader
+from model_core.training.ema import Ema
 from model_core.training.log import RunLog
+from model_core.training.parallel import Processes, exchange_gradients, share
+from model_core.training.publishing import Publisher
 from model_core.training.state import load_state, save_state
-from model_core.weights import copy_weights
+from model_core.training.task import Draw, Network, Task, autocast
+from model_core.unet import Trunk
 
-Network = Callable[..., Tensor]
-
-
-class Task(Protocol):
-    """What the loop trains."""
-
-    part: Part
-    """What the network is in a bundle."""
-
-    @property
-    def model(self) -> nn.Module:
-        """The network."""
-        ...
-
-    @property
-    def memory(self) -> nn.Module:
-        """What is learned beside the weights, such as the history of a timestep sampler."""
-        ...
-
-    def loss(
-        self, network: Network, x: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of a batch and values to log; ``network`` is the model, compiled perhaps."""
-        ...
-
-    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Look at the model (its first average, if there is one); what it returns is logged."""
-        ...
+MIN_LOSS_SCALE = 2.0**-10
+"""Loss scale (fp16) below which the gradients cannot be saved any more."""
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -65,9 +42,9 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.lr * factor[config.schedule]
 
 
-def step_seed(seed: int, step: int) -> int:
-    """Seed of everything PyTorch draws in a step."""
-    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
+def step_seed(*entropy: int) -> int:
+    """Seed of what PyTorch draws, from the run's seed, the step and more."""
+    return int(np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
@@ -85,18 +62,170 @@ def stop_requested() -> Iterator[Callable[[], bool]]:
             signal.signal(number, handler)
 
 
-def ema(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential moving average of the weights (paper, Section 2.2), starting as a copy."""
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))  # type: ignore[no-untyped-call]
+class Trainer:
+    """A network, its optimizer and averages, on their way.
+
+    Args:
+        config: of the run.
+        task: what is trained.
+        batches: this process's share of the pictures.
+        processes: that train together.
+    """
+
+    def __init__(self, config: TrainingConfig, task: Task, batches: Batches, processes: Processes) -> None:
+        self.config, self.task, self.batches, self.processes = config, task, batches, processes
+        # FSDP shards contiguous weights only.
+        channels_last = config.compute.channels_last and config.compute.strategy != "fsdp"
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        device = processes.device
+        task.model.to(device).to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        for module in task.model.modules():
+            if isinstance(module, Trunk):
+                module.gradient_checkpointing = config.compute.gradient_checkpointing
+        self.shared = share(task.model, config, processes)
+        self.model = task.model
+        self.network: Network = torch.compile(self.shared) if config.compute.compile else self.shared
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(),
+            lr=config.optimizer.lr,
+            betas=config.optimizer.betas,
+            weight_decay=config.optimizer.weight_decay,
+            fused=True,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.compute.precision == "fp16")
+        self.averages = [Ema(self.model, decay) for decay in config.ema]
+        self.done = 0
+
+    # --- State ------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """All a resumed run needs, as whole tensors by name; all processes must call it."""
+        model, optimizer = get_state_dict(self.model, self.optimizer, options=_WHOLE)
+        state = {
+            "step": self.done,
+            "model": model,
+            "optimizer": optimizer,
+            "sampler": self.task.sampler.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+        return state | {f"ema_{average.decay}": average.state_dict() for average in self.averages}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            ValueError: if it is of another run.
+        """
+        try:
+            set_state_dict(
+                self.model,
+                self.optimizer,
+                model_state_dict=self._laid_out(state["model"]),
+                optim_state_dict=self._laid_out(state["optimizer"]),
+                options=_WHOLE,
+            )
+            self.task.sampler.load_state_dict(state["sampler"])
+            self.scaler.load_state_dict(state["scaler"])
+            for average in self.averages:
+                average.load_state_dict(state[f"ema_{average.decay}"])
+        except (KeyError, RuntimeError) as error:
+            raise ValueError(f"run_dir: {self.config.run_dir} holds another run ({error}); choose another") from None
+        self.done = state["step"]
+
+    def _laid_out(self, values: Any) -> Any:
+        """Saved values in this run's memory format, whatever that of the run that saved them was.
+
+        The fused optimizer and FSDP both take memory as it lies.
+        """
+        if isinstance(values, dict):
+            return {name: self._laid_out(value) for name, value in values.items()}
+        if isinstance(values, Tensor) and values.ndim == 4:
+            return values.contiguous(memory_format=self.memory_format)
+        return values
+
+    def weights(self) -> dict[str, Tensor]:
+        """The weights to use: of the first average, if there is one; all processes must call it."""
+        if self.averages:
+            return self.averages[0].state_dict()
+        weights: dict[str, Tensor] = get_state_dict(self.model, [], options=_WHOLE)[0]  # type: ignore[assignment]
+        return weights
+
+    # --- One step ---------------------------------------------------------------------------------
+
+    def draw(self, batch: Batch) -> Draw:
+        """The step's timesteps and noise, for this process's share of the batch."""
+        config, device, mine = self.config, self.processes.device, self.batches.mine
+        generator = torch.Generator().manual_seed(step_seed(config.seed, self.done, 1))
+        t, weights = self.task.sampler.sample(config.batch_size, generator)
+        noise = torch.empty_like(batch.x)
+        for i, position in enumerate(mine):
+            noise[i].normal_(generator=generator.manual_seed(step_seed(config.seed, self.done, 2, position)))
+        x, noise = (
+            a.to(device, non_blocking=True).contiguous(memory_format=self.memory_format) for a in (batch.x, noise)
+        )
+        chosen = slice(mine.start, mine.stop)
+        return Draw(x, batch.y.to(device), t[chosen].to(device), weights[chosen].to(device), noise)
+
+    def step(self, batch: Batch) -> dict[str, float]:
+        """One step of the optimizer; values to log.
+
+        Raises:
+            FloatingPointError: if the loss or its gradient is not finite.
+        """
+        lr = learning_rate(self.config.optimizer, self.done, self.config.steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        torch.manual_seed(step_seed(self.config.seed, self.done, 3, self.processes.rank))  # dropout
+        draw = self.draw(batch)
+        losses, values = self._gradients(draw)
+        self.scaler.unscale_(self.optimizer)
+        norm = self._clip()
+        values = self.processes.mean(values)
+        self._check(values["loss"], norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.task.sampler.update(self.processes.gather(draw.t).cpu(), self.processes.gather(losses).cpu())
+        for average in self.averages:
+            average.update()
+        self.done += 1
+        return values | {"grad_norm": norm, "lr": lr}
+
+    def _gradients(self, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        """Forward and backward; losses (B,) and mean values."""
+        self.model.train()
+        parts = draw.split(self.config.compute.microbatches)
+        losses: list[Tensor] = []
+        details: dict[str, list[Tensor]] = {}
+        for part in parts:
+            exchange_gradients(self.shared, part is parts[-1])
+            with autocast(self.config):
+                found, more = self.task.losses(self.network, part)
+            loss = (found * part.weights).mean()
+            torch.autograd.backward(self.scaler.scale(loss / len(parts)))
+            losses.append(found.detach())
+            for name, value in {"loss": loss.detach()[None], **more}.items():
+                details.setdefault(name, []).append(value)
+        return torch.cat(losses), {name: torch.cat(values).mean().item() for name, values in details.items()}
+
+    def _clip(self) -> float:
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optimizer.grad_clip or math.inf)
+        return (norm.full_tensor() if hasattr(norm, "full_tensor") else norm).item()
+
+    def _check(self, loss: float, norm: float) -> None:
+        if math.isfinite(loss + norm):
+            return
+        # In fp16 the scaler leaves such a step out and lowers the scale; only for so long.
+        if not self.scaler.is_enabled() or self.scaler.get_scale() < MIN_LOSS_SCALE:
+            raise FloatingPointError(f"step {self.done}: loss {loss}, gradient norm {norm}")
 
 
-def autocast(config: TrainingConfig) -> AbstractContextManager[Any]:
-    """The precision of the forward pass."""
-    device = torch.device(config.compute.device).type
-    return torch.autocast(device, dtype=torch.bfloat16, enabled=config.compute.precision == "bf16")
+_WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-def train(config: TrainingConfig, task: Task, batches: Batches) -> bool:
+def train(
+    config: TrainingConfig, task: Task, batches: Batches, processes: Processes, publisher: Publisher | None = None
+) -> bool:
     """Train to ``config.steps``, from the newest state of the run if there is one.
 
     Returns:
@@ -104,78 +233,49 @@ def train(config: TrainingConfig, task: Task, batches: Batches) -> bool:
 
     Raises:
         FloatingPointError: if the loss or its gradient is not finite.
+        ValueError: if the run's folder holds the states of another run.
     """
-    if config.compute.threads:
-        torch.set_num_threads(config.compute.threads)
-    memory_format = torch.channels_last if config.compute.channels_last else torch.contiguous_format
-    torch.manual_seed(config.seed)
-    device = torch.device(config.compute.device)
-    if config.init is not None:
-        copy_weights(open_bundle(config.init).weights_path(task.part), task.model)
-    model = task.model.to(device).to(memory_format=memory_format)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(
-        model.parameters(),
-        lr=config.optimizer.lr,
-        betas=config.optimizer.betas,
-        weight_decay=config.optimizer.weight_decay,
-        fused=True,
-    )
-    averages = [ema(model, decay) for decay in config.ema]
-    parts: dict[str, Any] = {"model": model, "optimizer": optimizer, "memory": task.memory}
-    parts |= {f"ema_{decay}": average for decay, average in zip(config.ema, averages, strict=True)}
-
-    config.run_dir.mkdir(parents=True, exist_ok=True)
-    step = 0
+    trainer = Trainer(config, task, batches, processes)
     if (state := load_state(config.run_dir)) is not None:
-        step = state["step"]
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-    network: Network = torch.compile(model) if config.compute.compile else model
-    log = RunLog(config.run_dir / "log.jsonl", config.steps)
-    log.resume(step)
+        trainer.resume(state)
+    first = trainer.done
 
-    def save() -> None:
-        save_state(config.run_dir, step, {"step": step} | {name: part.state_dict() for name, part in parts.items()})
+    with ExitStack() as stack:
+        stopping = stack.enter_context(stop_requested())
+        log = stack.enter_context(RunLog(config, trainer.done, quiet=not processes.first))
 
-    saved_at = time.monotonic()
-    with stop_requested() as stopping:
-        while step < config.steps and not stopping():
-            lr = learning_rate(config.optimizer, step, config.steps)
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            torch.manual_seed(step_seed(config.seed, step))  # dropout
-            generator = torch.Generator().manual_seed(step_seed(config.seed + 1, step))  # timesteps and noise
+        def save() -> None:
+            state = trainer.state()
+            if processes.first:
+                save_state(config.run_dir, trainer.done, state)
+            processes.wait()
 
-            model.train()
-            x, y = (tensor.to(device) for tensor in batches.at(step))
-            x = x.contiguous(memory_format=memory_format)
-            values: dict[str, float] = {}
-            shares = config.compute.microbatches
-            for x_part, y_part in zip(x.chunk(shares), y.chunk(shares), strict=True):
-                with autocast(config):
-                    loss, details = task.loss(network, x_part, y_part, generator)
-                torch.autograd.backward(loss / shares)
-                for name, value in ({"loss": loss} | details).items():
-                    values[name] = values.get(name, 0.0) + value.item() / shares
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.grad_clip or math.inf).item()
-            if not math.isfinite(values["loss"] + norm):
-                raise FloatingPointError(f"step {step}: loss {values['loss']}, gradient norm {norm}")
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            for average in averages:
-                average.update_parameters(model)
-            step += 1
+        def judge() -> None:
+            with ExitStack() as weights:
+                if trainer.averages:
+                    weights.enter_context(trainer.averages[0].applied())
+                log.judged(trainer.done, task.evaluate(trainer.model.eval()))
 
-            log.add(values | {"grad_norm": norm}, images=len(x))
-            if step % config.log_every == 0 or step == config.steps:
-                log.flush(step, lr)
-            if step % config.eval_every == 0 or step == config.steps:
-                judged = averages[0].module if averages else model
-                log.write("eval", step, task.evaluate(judged.eval(), step))
-                log.restart_clock()
-            if time.monotonic() - saved_at > config.save_minutes * 60 and step < config.steps:
+        def publish() -> None:
+            weights = trainer.weights()
+            if publisher and processes.first:
+                log.published(trainer.done, publisher.publish(trainer.done, weights))
+
+        for batch in loader(batches, first, config.steps):
+            values = trainer.step(batch)
+            last = trainer.done == config.steps
+            log.add(trainer.done, values, images=config.batch_size, skipped=batch.skipped)
+            if trainer.done % config.eval_every == 0 or last:
+                judge()
+            if publisher and config.publish and (last or publisher.due(trainer.done)):
+                publish()
+            # All processes must agree, or some would wait for the others for ever.
+            if processes.any(stopping()):
+                break
+            if not last and processes.any(log.save_due()):
                 save()
-                saved_at = time.monotonic()
-                log.restart_clock()
-        save()
-    return step == config.steps
+                log.saved()
+        if trainer.done > first or state is None:
+            save()
+        log.end(trainer.done, complete=trainer.done == config.steps)
+    return trainer.done == config.steps

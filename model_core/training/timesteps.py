@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,14 @@ class TimestepSampler(Protocol):
         """Learn from the unweighted losses (B,) at some timesteps (B,)."""
         ...
 
+    def state_dict(self) -> dict[str, Any]:
+        """What was learned."""
+        ...
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> object:
+        """Go on from what was learned."""
+        ...
+
 
 class UniformSampler(nn.Module):
     """Every timestep equally likely."""
@@ -29,6 +38,16 @@ class UniformSampler(nn.Module):
 
     def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return torch.randint(self.steps, (batch,), generator=generator), torch.ones(batch)
+
+    def update(self, timesteps: Tensor, losses: Tensor) -> None:
+        """Nothing to learn."""
+
+
+class FirstTimestep(nn.Module):
+    """Timestep 0 only, for classifiers of clean pictures."""
+
+    def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return torch.zeros(batch, dtype=torch.int64), torch.ones(batch)
 
     def update(self, timesteps: Tensor, losses: Tensor) -> None:
         """Nothing to learn."""
@@ -53,9 +72,9 @@ class LossSecondMomentSampler(nn.Module):
     def probabilities(self) -> Tensor:
         """Probability of each timestep: (steps,) float64."""
         steps, history = self.losses.shape
-        if bool((self.counts < history).any()):
-            return torch.full((steps,), 1 / steps, dtype=torch.float64)
         weights = self.losses.square().mean(dim=1).sqrt()
+        if bool((self.counts < history).any()) or not weights.any():
+            return torch.full((steps,), 1 / steps, dtype=torch.float64)
         return weights / weights.sum() * (1 - self.uniform_share) + self.uniform_share / steps
 
     def sample(self, batch: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

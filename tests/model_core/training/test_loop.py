@@ -15,10 +15,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from model_core.bundle import Part
 from model_core.training.config import DataConfig, OptimizerConfig, TrainingConfig
-from model_core.training.data import Batches, ImageFolder
-from model_core.training.loop import Network, learning_rate, train
+from model_core.training.data import Batches
+from model_core.training.loop import learning_rate, train
+from model_core.training.parallel import Processes
 from model_core.training.state import load_state, state_files
+from model_core.training.task import Draw, Judgement, Network
+from model_core.training.timesteps import LossSecondMomentSampler
 
 
 @pytest.fixture(autouse=True)
@@ -28,42 +32,51 @@ def _restore_threads() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+class Colours:
+    """Pictures in two colours."""
+
+    classes: tuple[str, ...] = ("blue", "red")
+    labels: np.ndarray | None = np.arange(10) % 2
+
+    def __len__(self) -> int:
+        return 10
+
+    def order(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(10)
+
+    def read(self, index: int) -> tuple[Image.Image, int]:
+        colour = (200, 10 * index, 0) if index % 2 else (0, 10 * index, 200)
+        return Image.new("RGB", (4, 4), colour), index % 2
+
+
 class Toy:
     """Tells two colours apart, through dropout and noise; may send itself a signal or fail."""
 
-    def __init__(self, *, stop_at: int | None = None, poison: bool = False) -> None:
-        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(0.2), nn.Flatten(), nn.LazyLinear(2))
+    part: Part = "classifier"
+
+    def __init__(self, *, stop_at: int | None = None, poison: bool = False, dropout: float = 0.2) -> None:
         torch.manual_seed(7)
-        self.model(torch.zeros(1, 3, 4, 4))
-        for parameter in self.model.parameters():
-            nn.init.normal_(parameter, std=0.1)
-        self.memory = nn.Module()
+        self.model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Dropout(dropout), nn.Flatten(), nn.Linear(16, 2))
+        self.sampler = LossSecondMomentSampler(20, history=2)
         self.stop_at = stop_at
         self.poison = poison
         self.calls = 0
-        self.losses: list[float] = []
+        self.seen: list[float] = []
 
-    def loss(
-        self, network: Network, x: Tensor, y: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def losses(self, network: Network, draw: Draw) -> tuple[Tensor, dict[str, Tensor]]:
         self.calls += 1
         if self.calls == self.stop_at:
             os.kill(os.getpid(), signal.SIGTERM)
-        noise = torch.randn(x.shape, generator=generator)
-        loss = nn.functional.cross_entropy(network(x + noise), y)
+        logits = network(draw.x + draw.noise * draw.t.view(-1, 1, 1, 1) / 20)
+        losses = nn.functional.cross_entropy(logits, draw.y, reduction="none")
         if self.poison:
-            loss = loss * torch.nan
-        self.losses.append(loss.item())
-        return loss, {"twice": 2 * loss.detach()}
+            losses = losses * torch.nan
+        self.seen.append(losses.mean().item())
+        return losses, {"twice": 2 * losses.detach()}
 
-    def evaluate(self, model: nn.Module, step: int) -> dict[str, float]:
+    def evaluate(self, model: nn.Module) -> Judgement:
         assert not model.training
-        return {"judged": 1.0}
-
-
-def toy_folder() -> ImageFolder:
-    images = [Image.new("RGB", (4, 4), (200, 10 * i, 0) if i % 2 else (0, 10 * i, 200)) for i in range(10)]
-    return ImageFolder(images, np.arange(10) % 2, ("blue", "red"), [])
+        return Judgement({"judged": 1.0})
 
 
 def run(folder: Path, toy: Toy, **changes: Any) -> bool:
@@ -71,14 +84,17 @@ def run(folder: Path, toy: Toy, **changes: Any) -> bool:
         "run_dir": folder,
         "steps": 40,
         "batch_size": 8,
-        "data": DataConfig(train=Path()),
+        "data": DataConfig(train="", workers=0),
         "optimizer": OptimizerConfig(lr=0.02, warmup=5, schedule="cosine", grad_clip=1.0),
         "compute": {"threads": 1},
         "ema": (0.9, 0.99),
         "eval_every": 20,
+        "tensorboard": False,
     }
     config = TrainingConfig(**(values | changes))
-    return train(config, toy, Batches(toy_folder(), config.data, 4, config.batch_size, config.seed))
+    folder.mkdir(parents=True, exist_ok=True)
+    batches = Batches(Colours(), config.data, 4, config.batch_size, config.seed)
+    return train(config, toy, batches, Processes(0, 1, torch.device("cpu")))
 
 
 def equal(left: Any, right: Any) -> bool:
@@ -101,8 +117,9 @@ def test_resume_is_bit_exact(tmp_path: Path) -> None:
     first, second = Toy(stop_at=13), Toy()
     assert not run(tmp_path / "parts", first)  # SIGTERM: finishes the step, saves, and says it is not done
     assert [path.name for path in state_files(tmp_path / "parts")] == ["state-000000013.pt"]
+    assert records(tmp_path / "parts")[-1]["complete"] is False
     assert run(tmp_path / "parts", second)
-    assert first.losses + second.losses == whole.losses
+    assert first.seen + second.seen == whole.seen
     assert equal(load_state(tmp_path / "whole"), load_state(tmp_path / "parts"))
 
 
@@ -125,20 +142,13 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
 def test_loss_falls(tmp_path: Path) -> None:
     toy = Toy()
     run(tmp_path, toy, steps=100)
-    assert np.mean(toy.losses[-20:]) < 0.5 * np.mean(toy.losses[:5])
+    assert np.mean(toy.seen[-20:]) < 0.5 * np.mean(toy.seen[:5])
 
 
 def test_microbatches_average_the_gradient(tmp_path: Path) -> None:
-    class Plain(Toy):
-        def loss(
-            self, network: Network, x: Tensor, y: Tensor, generator: torch.Generator
-        ) -> tuple[Tensor, dict[str, Tensor]]:
-            return nn.functional.cross_entropy(network(x), y), {}
-
     states = []
     for shares in (1, 4):
-        toy = Plain()
-        toy.model[1] = nn.Identity()
+        toy = Toy(dropout=0.0)
         run(tmp_path / str(shares), toy, steps=3, compute={"threads": 1, "microbatches": shares})
         states.append(toy.model.state_dict())
     for name, value in states[0].items():

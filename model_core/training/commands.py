@@ -1,0 +1,76 @@
+"""The verb ``guided train``. Torch is imported when it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+
+from model_core.training.config import KINDS, Kind, load_config
+
+STOPPED = 3
+"""Exit code of a run that a signal stopped; the same command goes on."""
+
+
+def train(
+    what: Annotated[Kind, typer.Argument(help="What to train.", show_default=False)],
+    config: Annotated[Path, typer.Option(help="TOML or JSON file.", show_default=False)],
+    override: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: optimizer.lr=2e-4.")
+    ] = None,
+    publish: Annotated[str | None, typer.Option(help="Model to publish new versions of.")] = None,
+    publish_every: Annotated[int | None, typer.Option(min=1, help="Steps between publications.")] = None,
+    models_dir: Annotated[
+        Path | None, typer.Option("--models-dir", envvar="GUIDED_MODELS_DIR", help="Folder of published models.")
+    ] = None,
+    processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share each batch.")] = 1,
+) -> None:
+    """Train a model, or go on training it: Ctrl-C and SIGTERM save, the same command resumes."""
+    overrides = list(override or ())
+    given = {"publish.model": publish, "publish.every": publish_every}
+    overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
+    loaded = load_config(KINDS[what], config, overrides)
+    if loaded.publish and models_dir and "models_dir" not in loaded.publish.model_fields_set:
+        loaded = loaded.model_copy(update={"publish": loaded.publish.model_copy(update={"models_dir": models_dir})})
+    if processes > 1 and "WORLD_SIZE" not in os.environ:
+        sys.exit(_torchrun(processes, sys.argv[1:], loaded.run_dir / "log.jsonl"))
+    from model_core.training.run import run
+
+    if not run(loaded):
+        sys.exit(STOPPED)
+
+
+def torchrun_command(processes: int, arguments: list[str]) -> list[str]:
+    """Command that runs ``guided`` with some arguments in several processes of this machine."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    return [*torchrun, "-m", "clients", *arguments]
+
+
+def _torchrun(processes: int, arguments: list[str], log: Path) -> int:
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    child = subprocess.Popen(torchrun_command(processes, arguments), env=environment)
+
+    def forward(number: int, frame: FrameType | None) -> Any:
+        child.send_signal(signal.SIGTERM)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, forward)
+    # torchrun has codes of its own; whether the run is complete, stopped or broken is in its log.
+    code, ended = child.wait(), last_end(log)
+    if ended is None:
+        return code or 1
+    return 0 if ended else STOPPED
+
+
+def last_end(log: Path) -> bool | None:
+    """Whether a run's last process ended with the run complete; ``None`` if it broke off."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    last = json.loads(lines[-1]) if lines else {}
+    return bool(last["complete"]) if last.get("kind") == "end" else None
