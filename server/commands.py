@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,6 +16,7 @@ ModelsDir = Annotated[Path | None, typer.Option("--models-dir", help="Folder of 
 Host = Annotated[str | None, typer.Option(help="Address to listen on.")]
 Port = Annotated[int | None, typer.Option(help="Port to listen on; 0: any free.")]
 Workers = Annotated[int, typer.Option(min=1, help="Worker processes.")]
+TrainingWorkers = Annotated[int, typer.Option(min=0, help="Worker processes that take training jobs.")]
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -31,6 +32,7 @@ def _log() -> None:
 
 def up(
     workers: Workers = 1,
+    training_workers: TrainingWorkers = 1,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
@@ -38,7 +40,7 @@ def up(
     port: Port = None,
 ) -> None:
     """Run everything on this machine: Valkey, the API and workers."""
-    with _group(workers, redis_url, data_dir, models_dir, host, port) as group:
+    with _group(workers, training_workers, redis_url, data_dir, models_dir, host, port) as group:
         print(f"API at {group.url} (documentation at {group.url}/docs); Ctrl-C stops", flush=True)
         group.wait()
 
@@ -57,7 +59,7 @@ def demo(
     """As 'up', then make a grid of all classes at three guidance scales through the API, and go on serving."""
     from clients.demo import make_grid
 
-    with _group(workers, redis_url, data_dir, models_dir, host, port) as group:
+    with _group(workers, 0, redis_url, data_dir, models_dir, host, port) as group:
         make_grid(group.url, model, out)
         if not exit_after:
             print(f"API at {group.url} (documentation at {group.url}/docs); Ctrl-C stops", flush=True)
@@ -66,6 +68,7 @@ def demo(
 
 def _group(
     workers: int,
+    training_workers: int,
     redis_url: str | None,
     data_dir: Path | None,
     models_dir: Path | None,
@@ -78,7 +81,9 @@ def _group(
 
     _log()
     common = _given(redis_url=redis_url, data_dir=data_dir, models_dir=models_dir)
-    return Group(ServerSettings(**common, **_given(host=host, port=port)), WorkerSettings(**common), workers)
+    return Group(
+        ServerSettings(**common, **_given(host=host, port=port)), WorkerSettings(**common), workers, training_workers
+    )
 
 
 def server(
@@ -116,6 +121,9 @@ def worker(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    queues: Annotated[
+        Literal["sampling", "training"], typer.Option(help="Which jobs to take: pictures, or training runs.")
+    ] = "sampling",
 ) -> None:
     """Run one worker."""
     from worker.settings import WorkerSettings
@@ -125,9 +133,14 @@ def worker(
     settings = WorkerSettings(**given, **_given(threads=threads, models=tuple(models) if models else None))
     if settings.threads:
         os.environ.setdefault("OMP_NUM_THREADS", str(settings.threads))  # before torch is imported
-    from worker.process import run_worker
+    if queues == "training":
+        from worker.training_worker import run_training_worker
 
-    run_worker(settings)
+        run_training_worker(settings)
+    else:
+        from worker.process import run_worker
+
+        run_worker(settings)
 
 
 def config(

@@ -22,6 +22,11 @@ class ServerSettings(CommonSettings):
     max_wait_s: float = Field(default=120.0, ge=0, description="Longest 'Prefer: wait'.")
     max_deadline_s: float = Field(default=86_400.0, gt=0, description="Longest deadline_s.")
     idempotency_ttl_s: int = Field(default=86_400, ge=1, description="Seconds an Idempotency-Key is remembered.")
+    data_roots: tuple[str, ...] = Field(
+        default=(),
+        description="Folders and URL prefixes training jobs may read from, as a JSON list; default: data_dir/datasets.",
+    )
+    max_training_queued: int = Field(default=100, ge=1, description="Training jobs that may wait; then 429.")
     webhook_hosts: tuple[str, ...] = Field(
         default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
     )

@@ -180,7 +180,7 @@ class JobStore:
     def cancel(self, job: SampleJob) -> Outcome | None:
         """End a request, wherever it is; ``None`` if it had ended already."""
         outcome = Outcome(status="cancelled", at=time.time())
-        if not records.end(self._sync, job, outcome, self._result_ttl):
+        if not records.end(self._sync, job.id, outcome, self._result_ttl):
             return None
         for part in range(len(job.parts)):
             self._cancel_part(job.part_id(part))

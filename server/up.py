@@ -92,11 +92,13 @@ class Group:
         server: settings of the API.
         worker: settings of each worker.
         workers: how many.
+        training_workers: how many take training jobs.
     """
 
     server: ServerSettings
     worker: WorkerSettings
     workers: int
+    training_workers: int = 0
     children: list[Child] = field(default_factory=list)
     redis_url: str = ""
     url: str = ""
@@ -136,6 +138,9 @@ class Group:
             own = {**common, "GUIDED_THREADS": str(threads), "OMP_NUM_THREADS": str(threads)}
             own["GUIDED_METRICS_PORT"] = str(metrics)
             self._add(Child(f"worker-{number}", [*guided, "worker"], own, self.worker.grace_s + 10))
+        for number in range(1, self.training_workers + 1):
+            command = [*guided, "worker", "--queues", "training"]
+            self._add(Child(f"worker-t{number}", command, common, self.worker.train_grace_s + 10))
         threading.Thread(target=self._watch, daemon=True).start()
 
     def __exit__(

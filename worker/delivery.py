@@ -226,7 +226,7 @@ class DeliveringWorker(BaseWorker):
 
     def _end(self, part: Part, outcome: Outcome) -> None:
         job = part.job
-        if not records.end(self.connection, job, outcome, self.settings.result_ttl_s):
+        if not records.end(self.connection, job.id, outcome, self.settings.result_ttl_s):
             return
         self.metrics.end_to_end.labels(part.lane).observe(outcome.at - job.created)
         started: Any = self.connection.hget(record_key(job.id), "started")

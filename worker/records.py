@@ -163,16 +163,16 @@ def add_event(pipe: Redis | Pipeline, job_id: str, event: str, **data: Any) -> N
     pipe.xadd(events_key(job_id), {"event": event, "data": json.dumps(data)}, maxlen=MAX_EVENTS, approximate=True)
 
 
-def end(connection: Redis, job: SampleJob, outcome: Outcome, ttl: int) -> bool:
+def end(connection: Redis, job_id: str, outcome: Outcome, ttl: int) -> bool:
     """Write how a request ended, unless it has ended already; whether this call ended it."""
-    key = record_key(job.id)
+    key = record_key(job_id)
     if not connection.hsetnx(key, "outcome", outcome.model_dump_json()):
         return False
     with connection.pipeline() as pipe:
-        add_event(pipe, job.id, "done")
-        pipe.zadd(EXPIRY, {job.id: outcome.at + ttl})
+        add_event(pipe, job_id, "done")
+        pipe.zadd(EXPIRY, {job_id: outcome.at + ttl})
         # The sweep deletes all at once; the times to live only catch what it should miss.
-        for name in (key, events_key(job.id)):
+        for name in (key, events_key(job_id)):
             pipe.expire(name, ttl + 3600)
         pipe.execute()
     return True

@@ -41,6 +41,7 @@ from worker.parts import Part
 from worker.records import JobError, Outcome, record_key
 from worker.registry import Registry
 from worker.settings import WorkerSettings
+from worker.training import figures_key, log_key
 from worker.webhooks import send_webhook
 
 log = logging.getLogger(__name__)
@@ -328,7 +329,7 @@ class GuidedWorker(DeliveringWorker):
         if record:
             error = JobError(kind="abandoned", message=records.ABANDONED)
             outcome = Outcome(status="failed", at=time.time(), error=error)
-            if records.end(self.connection, record.job, outcome, self.settings.result_ttl_s):
+            if records.end(self.connection, record.job.id, outcome, self.settings.result_ttl_s):
                 self.storing.submit(send_webhook, record.job, outcome, self.settings.webhook_hosts)
 
     def _sweep(self) -> None:
@@ -338,7 +339,7 @@ class GuidedWorker(DeliveringWorker):
             job_id = member.decode()
             self.artifacts.delete(job_id)
             with self.connection.pipeline() as pipe:
-                pipe.delete(record_key(job_id), records.events_key(job_id))
+                pipe.delete(record_key(job_id), records.events_key(job_id), log_key(job_id), figures_key(job_id))
                 pipe.zrem(records.INDEX, job_id)
                 pipe.zrem(records.EXPIRY, job_id)
                 pipe.execute()

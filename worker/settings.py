@@ -101,6 +101,12 @@ class WorkerSettings(CommonSettings):
         default=15, ge=3, description="Seconds without a sign of life after which a worker's jobs go to others."
     )
     model_poll_s: float = Field(default=2.0, gt=0, description="Seconds between looks for new model versions.")
+    training_dir: Path | None = Field(
+        default=None,
+        description="Folder of training runs, shared by all training workers; default: training in data_dir.",
+    )
+    train_processes: int = Field(default=1, ge=1, description="Processes that train together (torchrun).")
+    train_grace_s: float = Field(default=60.0, ge=0, description="Seconds a training run has to save its state.")
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="Port of the worker's Prometheus metrics; 0: any free; default: none."
     )
@@ -108,6 +114,11 @@ class WorkerSettings(CommonSettings):
     webhook_hosts: tuple[str, ...] = Field(
         default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
     )
+
+    @property
+    def training_folder(self) -> Path:
+        """Where training runs have their folders."""
+        return (self.training_dir or self.data_dir / "training").resolve()
 
     @field_validator("metrics_port", mode="before")
     @classmethod
