@@ -8,31 +8,43 @@ with Client("http://127.0.0.1:8000") as client:
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from types import TracebackType
-from typing import Any
+from typing import Any, overload
 
 import httpx
 import stamina
 from httpx_sse import SSEError, aconnect_sse
 
 from clients.calls import (
+    ANY_JOB,
     DEFAULT_URL,
-    FINAL,
     POLL_S,
-    STREAM_FAILURES,
+    RETRY_STATUSES,
     Call,
     Event,
+    Follower,
     OnProgress,
-    Preview,
     check,
     generate_call,
     is_transient,
+    outcome,
+    train_call,
     unreachable,
 )
-from clients.client import check_time, outcome
-from server.schemas import JobList, JobSummary, JobView, ModelList, ModelView, Readiness, Status
+from clients.errors import ApiError
+from server.schemas import (
+    JobList,
+    JobSummary,
+    JobView,
+    ModelList,
+    ModelView,
+    Readiness,
+    Status,
+    TrainingKind,
+    TrainLog,
+    TrainView,
+)
 
 
 class AsyncClient:
@@ -70,11 +82,48 @@ class AsyncClient:
         """
         return JobView.model_validate_json((await self._send(generate_call(options, idempotency_key))).content)
 
+    async def train(
+        self,
+        what: TrainingKind,
+        config: dict[str, Any],
+        *,
+        publish: str | None = None,
+        idempotency_key: str | None = None,
+        **options: Any,
+    ) -> TrainView:
+        """Start a training job.
+
+        Args:
+            what: diffusion, classifier or upsampler.
+            config: of the run, as in a file for ``guided train``.
+            publish: model to publish new versions of.
+            idempotency_key: as for :meth:`generate`.
+            options: other fields of :class:`server.schemas.TrainRequest`.
+
+        Raises:
+            pydantic.ValidationError: for options no run allows.
+        """
+        call = train_call({"what": what, "config": config, "publish": publish, **options}, idempotency_key)
+        return TrainView.model_validate_json((await self._send(call)).content)
+
+    async def training(self, job_id: str) -> TrainView:
+        """A training job as it is now."""
+        return TrainView.model_validate_json((await self._send(Call("GET", f"/jobs/{job_id}"))).content)
+
+    async def training_log(self, job_id: str, lines: int = 200) -> list[str]:
+        """The last lines a training job said."""
+        call = Call("GET", f"/jobs/{job_id}/log", {"lines": lines})
+        return TrainLog.model_validate_json((await self._send(call)).content).lines
+
     async def job(self, job_id: str) -> JobView:
         """A job as it is now."""
         return JobView.model_validate_json((await self._send(Call("GET", f"/jobs/{job_id}"))).content)
 
-    async def jobs(self, status: Status | None = None, page: int = 50) -> AsyncIterator[JobSummary]:
+    async def any_job(self, job_id: str) -> JobView | TrainView:
+        """A job of either kind as it is now."""
+        return ANY_JOB.validate_json((await self._send(Call("GET", f"/jobs/{job_id}"))).content)
+
+    async def jobs(self, status: Status | None = None, page: int = 50) -> AsyncIterator[JobSummary | TrainView]:
         """All jobs, newest first, fetched page by page."""
         params: dict[str, Any] = {"limit": page} | ({"status": status} if status else {})
         while True:
@@ -85,24 +134,43 @@ class AsyncClient:
                 return
             params["cursor"] = found.next_cursor
 
-    async def cancel(self, job_id: str) -> JobView:
+    async def cancel(self, job_id: str) -> JobView | TrainView:
         """Cancel a job; one that has ended stays as it is."""
-        return JobView.model_validate_json((await self._send(Call("DELETE", f"/jobs/{job_id}"))).content)
+        return ANY_JOB.validate_json((await self._send(Call("DELETE", f"/jobs/{job_id}"))).content)
 
-    async def events(self, job_id: str, last_event_id: str | None = None) -> AsyncIterator[Event]:
+    async def events(
+        self, job_id: str, last_event_id: str | None = None, silence_s: float = 60.0
+    ) -> AsyncIterator[Event]:
         """A job's events until it has ended, from one connection.
+
+        Args:
+            job_id: the job.
+            last_event_id: go on after this event.
+            silence_s: seconds without a word from the server after which the connection counts as broken.
 
         Raises:
             httpx.TransportError: if the connection breaks; pass the last event's id to go on.
         """
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
-        async with aconnect_sse(self._http, "GET", f"/jobs/{job_id}/events", headers=headers) as source:
+        path = f"/jobs/{job_id}/events"
+        async with aconnect_sse(self._http, "GET", path, headers=headers, timeout=silence_s) as source:
             if source.response.is_error:
                 await source.response.aread()
             check(source.response)
             async for event in source.aiter_sse():
                 yield Event.parse(event)
 
+    @overload
+    async def wait(
+        self,
+        job: TrainView,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress = lambda state: None,
+        check_outcome: bool = True,
+    ) -> TrainView: ...
+
+    @overload
     async def wait(
         self,
         job: JobView | str,
@@ -110,7 +178,16 @@ class AsyncClient:
         timeout: float | None = None,
         on_progress: OnProgress = lambda state: None,
         check_outcome: bool = True,
-    ) -> JobView:
+    ) -> JobView: ...
+
+    async def wait(
+        self,
+        job: JobView | TrainView | str,
+        *,
+        timeout: float | None = None,
+        on_progress: OnProgress = lambda state: None,
+        check_outcome: bool = True,
+    ) -> JobView | TrainView:
         """Wait until a job has ended: by its events, and by asking now and then where they do not get through.
 
         Args:
@@ -124,26 +201,25 @@ class AsyncClient:
             TimeoutError: it has not ended in time; it goes on.
         """
         job_id = job if isinstance(job, str) else job.id
-        until = None if timeout is None else time.monotonic() + timeout
-        last, failures = None, 0
-        while failures < STREAM_FAILURES:
+        follower = Follower(job_id, timeout, on_progress)
+        while follower.streaming:
             try:
-                async for event in self.events(job_id, last):
-                    last, failures = event.id, 0
-                    if not isinstance(event.data, Preview):
-                        on_progress(event.data)
-                    if event.kind == "done" and isinstance(event.data, JobView):
-                        return outcome(event.data, check_outcome)
-                    check_time(job_id, until)
+                async for event in self.events(job_id, follower.last, follower.silence_s()):
+                    if ended := follower.take(event):
+                        return outcome(ended, check_outcome)
+                follower.failed()  # it closed before the end
+            except httpx.ReadTimeout:
+                follower.check_time()  # nothing happened for a while: ask anew from where we are
             except (httpx.TransportError, SSEError):
-                failures += 1
-            check_time(job_id, until)
+                follower.failed()
+            except ApiError as error:
+                if error.status not in RETRY_STATUSES:
+                    raise
+                follower.failed()
+            await asyncio.sleep(follower.pause_s)
         while True:
-            state = await self.job(job_id)
-            on_progress(state)
-            if state.status in FINAL:
-                return outcome(state, check_outcome)
-            check_time(job_id, until)
+            if ended := follower.look(await self.any_job(job_id)):
+                return outcome(ended, check_outcome)
             await asyncio.sleep(POLL_S)
 
     async def image(self, job: JobView | str, index: int = 0, format: str | None = None) -> bytes:

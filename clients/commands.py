@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from clients.calls import DEFAULT_URL
 from clients.client import Client
-from server.schemas import JobSummary, JobView
+from server.schemas import JobSummary, JobView, TrainProgress, TrainView
 from server.schemas import Progress as Steps
 
 Url = Annotated[str, typer.Option(envvar="GUIDED_URL", help="The server.")]
@@ -96,11 +96,11 @@ def _follow(client: Client, job: JobView) -> JobView:
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(job.status, total=job.progress.steps_total)
 
-        def show(state: JobView | Steps) -> None:
+        def show(state: JobView | TrainView | Steps | TrainProgress) -> None:
             if isinstance(state, JobView):
                 place = f", {state.queue_position} before it" if state.queue_position else ""
                 bar.update(task, description=f"{state.status}{place}", completed=state.progress.steps_done)
-            else:
+            elif isinstance(state, Steps):
                 bar.update(task, description="running", completed=state.steps_done)
 
         try:
@@ -138,7 +138,7 @@ def jobs(
     """Show a server's jobs."""
     with Client(url, retries=RETRIES) as client:
         if job_id is not None:
-            print(client.job(job_id).model_dump_json(indent=2))
+            print(client.any_job(job_id).model_dump_json(indent=2))
             return
         listed = client.jobs(status, page=min(limit, 100))  # type: ignore[arg-type]  # the server checks it
         found = [job for job, _ in zip(listed, range(limit), strict=False)]
@@ -153,7 +153,11 @@ def jobs(
     Console().print(table if found else "No jobs.")
 
 
-def _row(job: JobSummary) -> list[str]:
+def _row(job: JobSummary | TrainView) -> list[str]:
+    if isinstance(job, TrainView):
+        what = f"{job.what} for {job.publish}" if job.publish else job.what
+        error = job.error.message if job.error else ""
+        return [job.id, job.status, f"train {what}", f"{job.progress.fraction:.0%}", error]
     version = f"@{job.version}" if job.version else ""
     return [
         job.id,

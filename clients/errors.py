@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 from pydantic import ValidationError
 
-from server.schemas import JobView, Problem
+from server.schemas import JobView, Problem, TrainView
 
 
 class ApiError(ValueError):
@@ -33,7 +33,7 @@ class JobEndedBadly(RuntimeError):
         job: the job as it ended.
     """
 
-    def __init__(self, job: JobView) -> None:
+    def __init__(self, job: JobView | TrainView) -> None:
         reason = f": {job.error.message}" if job.error else ""
         super().__init__(f"job {job.id} {job.status}{reason}")
         self.job = job

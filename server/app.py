@@ -14,7 +14,7 @@ from server.context import Context
 from server.limits import BodyLimitMiddleware
 from server.metrics import MetricsMiddleware, ServerMetrics
 from server.plan import Planner
-from server.routes import generate, health, jobs, models
+from server.routes import generate, health, jobs, models, train
 from server.schemas import Json, Problem
 from server.settings import ServerSettings
 from server.store import JobStore
@@ -41,6 +41,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
         max_queued=settings.max_queued,
         result_ttl=settings.result_ttl_s,
         idempotency_ttl=settings.idempotency_ttl_s,
+        max_training_queued=settings.max_training_queued,
     )
     metrics = ServerMetrics()
 
@@ -67,7 +68,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     problems.install(app)
-    for router in (generate.router, jobs.router, models.router, health.router):
+    for router in (generate.router, jobs.router, train.router, models.router, health.router):
         app.include_router(router)
     _describe_problems(app)
     return app

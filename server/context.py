@@ -12,8 +12,9 @@ from server.metrics import ServerMetrics
 from server.plan import Planner
 from server.problems import ProblemError
 from server.settings import ServerSettings
-from server.store import JobStore, Seen
+from server.store import JobStore, Seen, SeenTraining
 from worker.artifacts import ArtifactStore
+from worker.training import PREFIX
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,29 @@ def _context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(_context)]
 
 
+async def _find_any(job_id: str, context: Ctx) -> Seen | SeenTraining:
+    training = job_id.startswith(PREFIX)
+    return await _find_training(job_id, context) if training else await _find_job(job_id, context)
+
+
+async def _find_training(job_id: str, context: Ctx) -> SeenTraining:
+    seen = await context.store.see_training(job_id) if len(job_id) <= 64 and job_id.startswith(PREFIX) else None
+    if seen is None:
+        raise ProblemError(404, "there is no training job of this id; ended jobs are kept for a limited time")
+    return seen
+
+
 async def _find_job(job_id: str, context: Ctx) -> Seen:
-    seen = await context.store.see(job_id) if len(job_id) <= 64 else None
+    known = len(job_id) <= 64 and not job_id.startswith(PREFIX)
+    seen = await context.store.see(job_id) if known else None
     if seen is None:
         raise ProblemError(404, "there is no job of this id; ended jobs are kept for a limited time")
     return seen
 
 
 FoundJob = Annotated[Seen, Depends(_find_job)]
+"""The sampling job a path names, or 404."""
+FoundTraining = Annotated[SeenTraining, Depends(_find_training)]
+"""The training job a path names, or 404."""
+FoundAny = Annotated[Seen | SeenTraining, Depends(_find_any)]
 """The job a path names, or 404."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
+from model_core.bundle import SamplingDefaults
 from model_core.seeds import MAX_SEED
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
@@ -14,6 +15,7 @@ ImageFormat = Literal["png", "jpeg", "webp", "npz"]
 ModelReference = Annotated[
     str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}(@[1-9][0-9]{0,8})?$", strict=True)
 ]
+ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", strict=True)]
 Respacing = Annotated[
     str, StringConstraints(pattern=r"^((ddim|stride)?[0-9]{1,9}|[0-9]{1,9}(,[0-9]{1,9}){1,20})$", strict=True)
 ]
@@ -187,8 +189,9 @@ class JobLinks(_Answer):
 
 
 class JobSummary(_Answer):
-    """A job in a list."""
+    """A sampling job in a list."""
 
+    kind: Literal["sample"] = "sample"
     id: str
     status: Status
     model: str
@@ -215,10 +218,111 @@ class JobView(JobSummary):
     format: ImageFormat
 
 
+TrainingKind = Literal["diffusion", "classifier", "upsampler"]
+
+
+class TrainRequest(BaseModel):
+    """What to train, and where the result goes."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        json_schema_extra={
+            "examples": [
+                {
+                    "what": "classifier",
+                    "publish": "emoji32",
+                    "config": {
+                        "steps": 2500,
+                        "batch_size": 64,
+                        "data": {"train": "emoji/train", "val": "emoji/val"},
+                        "classifier": {
+                            "image_size": 32,
+                            "model_channels": 32,
+                            "out_channels": 11,
+                            "num_res_blocks": 2,
+                            "attention_resolutions": [4],
+                            "channel_mult": [1, 2, 4],
+                            "num_head_channels": 32,
+                            "pool": "attention",
+                        },
+                        "diffusion": {"noise_schedule": "cosine"},
+                    },
+                }
+            ]
+        },
+    )
+
+    what: TrainingKind = Field(description="What the run trains.")
+    config: dict[str, JsonValue] = Field(
+        description="The run's configuration, as in a file for `guided train`, without `run_dir` and `publish`; "
+        "`GET /train/{what}/schema` describes it. `data.train` is below one of the server's data roots."
+    )
+    init: ModelReference | None = Field(default=None, description="Model whose weights the run begins with.")
+    publish: ModelName | None = Field(default=None, description="Model to publish new versions of.")
+    publish_every: Annotated[int, Field(ge=1, le=1_000_000_000, strict=True)] | None = Field(
+        default=None, description="Steps between publications; the last step always publishes."
+    )
+    publish_defaults: SamplingDefaults | None = Field(
+        default=None, description="How the published model is sampled when a request does not say."
+    )
+
+
+class TrainProgress(_Answer):
+    """How far a run is, and its latest figures."""
+
+    step: int
+    steps: int
+    fraction: float
+    images_per_s: float | None
+    eta_s: float | None
+    figures: dict[str, float] = Field(description="Loss and others, means over the last `log_every` steps.")
+
+
+class TrainLinks(_Answer):
+    """Paths below this server."""
+
+    self: str
+    events: str
+    cancel: str
+    log: str
+    figures: str
+
+
+class TrainView(_Answer):
+    """A training job."""
+
+    kind: Literal["train"] = "train"
+    id: str
+    status: Status
+    what: TrainingKind
+    publish: str | None
+    published: list[str] = Field(description="Versions published so far, `name@version`.")
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    progress: TrainProgress
+    run_dir: str | None = Field(description="Folder of the run on the training worker's machine.")
+    error: JobFailure | None
+    links: TrainLinks
+
+
+class TrainLog(_Answer):
+    """The last lines a run said."""
+
+    lines: list[str]
+
+
+class TrainFigures(_Answer):
+    """What a run measured, oldest first: lines of its `log.jsonl`."""
+
+    figures: list[dict[str, JsonValue]]
+
+
 class JobList(_Answer):
     """A page of jobs, newest first."""
 
-    jobs: list[JobSummary]
+    jobs: list[Annotated[JobSummary | TrainView, Field(discriminator="kind")]]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; `null`: this was the last.")
 
 
@@ -285,11 +389,13 @@ class Readiness(_Answer):
 EVENT_DOC = """\
 Server-sent events until the job has ended:
 
-* `status`: the job, whenever its status changed (data: JobView)
-* `progress`: steps done (data: Progress)
+* `status`: the job, whenever its status changed (data: JobView or TrainView)
+* `progress`: steps done (data: Progress or TrainProgress)
 * `preview`: predicted x_0 of one picture, at most 64x64 (data: `{"index", "steps_done", "png"}`, base64)
-* `done`: the ended job (data: JobView); then the stream closes
+* `done`: the ended job (data: JobView or TrainView); then the stream closes
 
 `Last-Event-ID` resumes after that event; without it the stream begins with what has happened so far."""
+
+AnyJob = Annotated[JobView | TrainView, Field(discriminator="kind")]
 
 Json = dict[str, Any]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,9 +22,10 @@ from rq.serializers import JSONSerializer
 
 from server.problems import ProblemError
 from server.schemas import Status
-from worker import records
+from worker import records, training
 from worker.jobs import SAMPLE_FUNCTION, Priority, SampleJob, queue_name
 from worker.records import Outcome, Record, WorkerReport
+from worker.training import TRAIN_FUNCTION, TRAIN_QUEUE, TrainJob, TrainRecord
 
 RETRIES = 3
 """Times a job whose worker died is given to another."""
@@ -68,21 +69,33 @@ class Seen:
     """Parts of other requests before it, if it is queued."""
 
 
+@dataclass(frozen=True)
+class SeenTraining:
+    """A training job as it is now."""
+
+    record: TrainRecord
+    status: Status
+
+
 class JobStore:
     """Writes through RQ (blocking; call it on a thread), reads asynchronously.
 
     Args:
         url: of Redis.
         max_queued: parts that may wait per model.
+        max_training_queued: training jobs that may wait.
         result_ttl: seconds ended jobs are kept.
         idempotency_ttl: seconds an idempotency key is remembered.
     """
 
-    def __init__(self, url: str, *, max_queued: int, result_ttl: int, idempotency_ttl: int) -> None:
+    def __init__(
+        self, url: str, *, max_queued: int, result_ttl: int, idempotency_ttl: int, max_training_queued: int = 100
+    ) -> None:
         once = ReconnectPolicy(NoBackoff(), 1)
         self._sync = Redis.from_url(url, socket_timeout=SOCKET_S, socket_connect_timeout=2, retry=once, protocol=2)
         self.redis: AsyncRedis = AsyncRedis.from_url(url, socket_connect_timeout=2, socket_timeout=SOCKET_S, protocol=2)
         self._max_queued, self._result_ttl, self._idempotency_ttl = max_queued, result_ttl, idempotency_ttl
+        self._max_training_queued = max_training_queued
         self._queues: dict[str, Queue] = {}
         self._fleet, self._fleet_read = Fleet(()), float("-inf")
 
@@ -107,13 +120,51 @@ class JobStore:
         Raises:
             ProblemError: 422 if the key came with another body, 429 if the queue is full.
         """
+        return self._submit(job.id, key, body, lambda: self._check_room(job), lambda pipe: self._enqueue(pipe, job))
+
+    def submit_training(self, job: TrainJob, key: str | None, body: bytes) -> str:
+        """Put a training job into its queue; its id, or that of the job the key had before.
+
+        Raises:
+            ProblemError: 422 if the key came with another body, 429 if the queue is full.
+        """
+        queue = self._queue(TRAIN_QUEUE)
+
+        def check_room() -> None:
+            if len(queue) >= self._max_training_queued:
+                raise ProblemError(429, f"{len(queue)} training jobs wait already", retry_after=60)
+
+        def enqueue(pipe: Pipeline) -> None:
+            training.create(pipe, job)
+            rq_job = queue.create_job(
+                TRAIN_FUNCTION,
+                args=(job.id,),
+                job_id=job.id,
+                timeout=-1,
+                result_ttl=self._result_ttl,
+                failure_ttl=self._result_ttl,
+                description=f"{job.what}, {job.steps} steps",
+                retry=Retry(RETRIES, enqueue_at_front=True),
+            )
+            queue.enqueue_job(rq_job, pipeline=pipe)
+
+        return self._submit(job.id, key, body, check_room, enqueue)[0]
+
+    def _submit(
+        self,
+        job_id: str,
+        key: str | None,
+        body: bytes,
+        check_room: Callable[[], None],
+        enqueue: Callable[[Pipeline], None],
+    ) -> tuple[str, bool]:
         if key is None:
-            self._check_room(job)
+            check_room()
             with self._sync.pipeline() as pipe:
                 pipe.multi()
-                self._enqueue(pipe, job)
+                enqueue(pipe)
                 pipe.execute()
-            return job.id, True
+            return job_id, True
         name = IDEMPOTENCY + hashlib.sha256(key.encode()).hexdigest()
         digest = hashlib.sha256(body).hexdigest()
         while True:
@@ -126,12 +177,12 @@ class JobStore:
                         if known_digest != digest:
                             raise ProblemError(422, "Idempotency-Key: it was used with another body")
                         return known_id, False
-                    self._check_room(job)
+                    check_room()
                     pipe.multi()
-                    pipe.set(name, f"{job.id} {digest}", ex=self._idempotency_ttl)
-                    self._enqueue(pipe, job)
+                    pipe.set(name, f"{job_id} {digest}", ex=self._idempotency_ttl)
+                    enqueue(pipe)
                     pipe.execute()
-                    return job.id, True
+                    return job_id, True
                 except WatchError:
                     continue  # the same key came twice at once: look again
 
@@ -186,6 +237,11 @@ class JobStore:
             self._cancel_part(job.part_id(part))
         return outcome
 
+    def cancel_training(self, job_id: str) -> None:
+        """End a training job, wherever it is; one that has ended stays as it is."""
+        if records.end(self._sync, job_id, Outcome(status="cancelled", at=time.time()), self._result_ttl):
+            self._cancel_part(job_id)
+
     def _cancel_part(self, rq_id: str) -> None:
         try:
             job = Job.fetch(rq_id, connection=self._sync, serializer=JSONSerializer)
@@ -216,6 +272,17 @@ class JobStore:
             record = Record.parse(fields) if fields else None
             seen.append(await self._place(record, state, positions) if record else None)
         return seen
+
+    async def see_training(self, job_id: str) -> SeenTraining | None:
+        """A training job as it is now, if there is one."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.hgetall(records.record_key(job_id))
+            pipe.hget(Job.key_for(job_id), "status")
+            fields, state = await pipe.execute()
+        if not fields:
+            return None
+        record = TrainRecord.parse(fields)
+        return SeenTraining(record, record.status(records.parse_state(state)))
 
     async def _place(self, record: Record, state: bytes | None, positions: bool) -> Seen:
         job = record.job

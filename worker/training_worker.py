@@ -101,13 +101,13 @@ class TrainingWorker(BaseWorker):
                 away = True
             time.sleep(TICK_S)
         if registered and not away:
-            self.teardown()
+            self.teardown()  # type: ignore[no-untyped-call]
         return True
 
     def _register(self) -> None:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         self.register_birth()  # type: ignore[no-untyped-call]
-        self.subscribe()
+        self.subscribe()  # type: ignore[no-untyped-call]
         self.set_state(WorkerStatus.IDLE)
         log.info("worker %s: takes training jobs", self.name)
 

@@ -14,13 +14,15 @@ from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Request, Re
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from server.context import Context, Ctx, FoundJob
+from server.context import Context, Ctx, FoundAny, FoundJob
 from server.problems import ProblemError, responses
-from server.schemas import EVENT_DOC, JobList, JobView, Status
-from server.store import Seen
+from server.schemas import EVENT_DOC, AnyJob, JobList, JobSummary, JobView, Status, TrainView
+from server.store import Seen, SeenTraining
+from server.train_views import train_progress, train_view
 from server.views import progress, summary, view
 from worker.artifacts import convert, decode
 from worker.records import FINAL, events_key
+from worker.training import PREFIX
 from worker.webhooks import send_webhook
 
 router = APIRouter(tags=["jobs"])
@@ -50,35 +52,58 @@ async def list_jobs(
 ) -> JobList:
     """A page of jobs. With a filter a page may hold fewer than `limit` jobs and yet not be the last."""
     before = float(cursor) if cursor else None
-    found: list[Seen] = []
+    found: list[Seen | SeenTraining] = []
     for _ in range(MAX_SCANS):
         entries = await context.store.page(before, SCAN if status else limit + 1)
-        jobs = await context.store.see_many([job_id for job_id, _ in entries], positions=False)
+        jobs = await _see_all(context, [job_id for job_id, _ in entries])
         for seen, (_, created) in zip(jobs, entries, strict=True):
             if seen and (status is None or seen.status == status):
                 if len(found) == limit:
-                    return JobList(jobs=[summary(s) for s in found], next_cursor=f"{before:.6f}")
+                    return JobList(jobs=[_summary(s) for s in found], next_cursor=f"{before:.6f}")
                 found.append(seen)
             before = created
         if len(entries) < (SCAN if status else limit + 1):
-            return JobList(jobs=[summary(s) for s in found], next_cursor=None)
-    return JobList(jobs=[summary(s) for s in found], next_cursor=f"{before:.6f}")
+            return JobList(jobs=[_summary(s) for s in found], next_cursor=None)
+    return JobList(jobs=[_summary(s) for s in found], next_cursor=f"{before:.6f}")
 
 
-@router.get("/jobs/{job_id}", operation_id="getJob", summary="A job's state", responses=responses(404, 422, 503))
-async def get_job(job_id: JobId, seen: FoundJob, context: Ctx) -> JobView:
-    """Status, place in the queue, progress of each picture, estimated time left, seeds, error, links."""
+async def _see_all(context: Context, job_ids: list[str]) -> list[Seen | SeenTraining | None]:
+    """Jobs of both kinds, in order."""
+    sampling = [job_id for job_id in job_ids if not job_id.startswith(PREFIX)]
+    seen: dict[str, Seen | SeenTraining | None] = {}
+    seen |= dict(zip(sampling, await context.store.see_many(sampling, positions=False), strict=True))
+    for job_id in job_ids:
+        if job_id not in seen:
+            seen[job_id] = await context.store.see_training(job_id)
+    return [seen[job_id] for job_id in job_ids]
+
+
+def _summary(seen: Seen | SeenTraining) -> JobSummary | TrainView:
+    return train_view(seen) if isinstance(seen, SeenTraining) else summary(seen)
+
+
+async def _view(context: Context, seen: Seen | SeenTraining) -> JobView | TrainView:
+    if isinstance(seen, SeenTraining):
+        return train_view(seen)
     return view(seen, await context.store.fleet(), context.catalog)
 
 
+@router.get("/jobs/{job_id}", operation_id="getJob", summary="A job's state", responses=responses(404, 422, 503))
+async def get_job(job_id: JobId, seen: FoundAny, context: Ctx) -> AnyJob:
+    """Status, place in the queue, progress of each picture, estimated time left, seeds, error, links."""
+    return await _view(context, seen)
+
+
 @router.delete("/jobs/{job_id}", operation_id="cancelJob", summary="Cancel", responses=responses(404, 422, 503))
-async def cancel_job(job_id: JobId, seen: FoundJob, context: Ctx, later: BackgroundTasks) -> JobView:
+async def cancel_job(job_id: JobId, seen: FoundAny, context: Ctx, later: BackgroundTasks) -> AnyJob:
     """Cancel a queued or running job, which stops at the next step. A job that has ended stays as it is."""
+    if isinstance(seen, SeenTraining):
+        await run_in_threadpool(context.store.cancel_training, job_id)
+        return await _view(context, await context.store.see_training(job_id) or seen)
     job = seen.record.job
     if outcome := await run_in_threadpool(context.store.cancel, job):
         later.add_task(send_webhook, job, outcome, context.settings.webhook_hosts)
-    now = await context.store.see(job_id)
-    return view(now or seen, await context.store.fleet(), context.catalog)
+    return await _view(context, await context.store.see(job_id) or seen)
 
 
 @router.get(
@@ -91,7 +116,7 @@ async def cancel_job(job_id: JobId, seen: FoundJob, context: Ctx, later: Backgro
 )
 async def job_events(
     job_id: JobId,
-    seen: FoundJob,
+    seen: FoundAny,
     context: Ctx,
     last_event_id: Annotated[
         str, Header(pattern=r"^(0|[0-9]{1,15}-[0-9]{1,15})$", description="Resume after the event of this id.")
@@ -126,18 +151,23 @@ def _newest(entries: list[tuple[bytes, dict[bytes, bytes]]]) -> list[tuple[bytes
     return kept[::-1]
 
 
-async def _again(context: Context, job_id: str, seen: Seen) -> Seen:
+async def _again(context: Context, job_id: str, seen: Seen | SeenTraining) -> Seen | SeenTraining:
     """The job now; as last seen, should its time be over meanwhile."""
+    if isinstance(seen, SeenTraining):
+        return await context.store.see_training(job_id) or seen
     return await context.store.see(job_id) or seen
 
 
-async def _event(context: Context, job_id: str, seen: Seen, kind: str, event_id: str, data: bytes) -> ServerSentEvent:
+async def _event(
+    context: Context, job_id: str, seen: Seen | SeenTraining, kind: str, event_id: str, data: bytes
+) -> ServerSentEvent:
     if kind == "preview":
         return ServerSentEvent(event=kind, id=event_id, raw_data=data.decode())
     now = await _again(context, job_id, seen)
     if kind == "progress":
-        return ServerSentEvent(event=kind, id=event_id, raw_data=progress(now.record).model_dump_json())
-    body = view(now, await context.store.fleet(), context.catalog)
+        done = train_progress(now) if isinstance(now, SeenTraining) else progress(now.record)
+        return ServerSentEvent(event=kind, id=event_id, raw_data=done.model_dump_json())
+    body = await _view(context, now)
     return ServerSentEvent(event=kind, id=event_id, raw_data=body.model_dump_json())
 
 

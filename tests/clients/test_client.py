@@ -30,7 +30,7 @@ def client(stack: Stack) -> Iterator[Client]:
 
 
 def test_from_request_to_picture(client: Client) -> None:
-    states: list[JobView | Progress] = []
+    states: list[object] = []
     job = client.generate(model="tiny", class_label="class 2", steps=100, num_images=2)
     job = client.wait(job, timeout=30, on_progress=states.append)
     assert job.status == "finished"
