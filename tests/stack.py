@@ -103,6 +103,13 @@ class Stack:
             eventually(lambda: "takes jobs of" in process.log.read_text(), 60, f"{name}")
         return process
 
+    def trainer(self, name: str = "trainer", **settings: Any) -> Process:
+        """Start a training worker and wait until it takes jobs."""
+        environment = {f"GUIDED_{key.upper()}": str(value) for key, value in settings.items()}
+        process = self._start(name, [sys.executable, "-m", "clients", "worker", "--queues", "training"], environment)
+        eventually(lambda: "takes training jobs" in process.log.read_text(), 60, name)
+        return process
+
     def redis(self) -> Redis:
         """A connection."""
         return Redis.from_url(self.redis_url, protocol=2)
@@ -130,6 +137,13 @@ class Stack:
     def generate(self, expect: int = 202, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
         """POST /generate."""
         answer = self.http.post("/generate", json={"model": "tiny", **body}, headers=headers)
+        assert answer.status_code == expect, answer.text
+        found: dict[str, Any] = answer.json()
+        return found
+
+    def train(self, expect: int = 202, headers: dict[str, str] | None = None, **body: Any) -> dict[str, Any]:
+        """POST /train."""
+        answer = self.http.post("/train", json=body, headers=headers)
         assert answer.status_code == expect, answer.text
         found: dict[str, Any] = answer.json()
         return found

@@ -7,6 +7,7 @@ import base64
 import io
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -196,9 +197,47 @@ def test_waiting_falls_back_to_asking_when_events_do_not_get_through(client: Cli
         assert asyncio.run(_wait_async(url, job.id)) == "finished"
 
 
-async def _wait_async(url: str, job_id: str) -> str:
+def test_waiting_goes_on_when_events_fail_for_a_while(client: Client) -> None:
+    job = client.wait(client.generate(model="tiny", class_label=1, steps=1))
+
+    def answer(method: str, path: str) -> Answer:
+        if path.endswith("/events"):
+            return 503, {}, PROBLEM
+        return 200, {"Content-Type": "application/json"}, job.model_dump_json().encode()
+
+    with http_server(answer) as url, Client(url) as other:
+        assert other.wait(job.id, timeout=10).status == "finished"
+        assert asyncio.run(_wait_async(url, job.id)) == "finished"
+
+
+def test_waiting_goes_on_when_the_stream_ends_early(client: Client) -> None:
+    job = client.wait(client.generate(model="tiny", class_label=1, steps=1))
+
+    def answer(method: str, path: str) -> Answer:
+        if path.endswith("/events"):
+            return 200, {"Content-Type": "text/event-stream"}, b": ping\n\n"
+        return 200, {"Content-Type": "application/json"}, job.model_dump_json().encode()
+
+    with http_server(answer) as url, Client(url) as other:
+        assert other.wait(job.id, timeout=10).status == "finished"
+        assert asyncio.run(_wait_async(url, job.id)) == "finished"
+
+
+def test_waiting_ends_in_time_where_nothing_happens(own_stack: Stack) -> None:
+    # No worker: the job stays queued, and its stream says nothing.
+    with Client(own_stack.url) as client:
+        job = client.generate(model="tiny", class_label=1, steps=1)
+        before = time.monotonic()
+        with pytest.raises(TimeoutError):
+            client.wait(job, timeout=1.5)
+        with pytest.raises(TimeoutError):
+            asyncio.run(_wait_async(own_stack.url, job.id, timeout=1.5))
+        assert time.monotonic() - before < 8
+
+
+async def _wait_async(url: str, job_id: str, timeout: float = 10) -> str:
     async with AsyncClient(url) as client:
-        return (await client.wait(job_id, timeout=10)).status
+        return (await client.wait(job_id, timeout=timeout)).status
 
 
 def test_nobody_there() -> None:
