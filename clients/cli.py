@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from clients.commands import cancel, generate, jobs, served
 from model_core.commands import models_app, sample
 from model_core.config import explain
+from model_core.evaluation.commands import evaluate_app
 from model_core.training.commands import train
 from server.commands import config, demo, server, up, worker
 
@@ -20,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models_app, name="models")
+app.add_typer(evaluate_app, name="evaluate")
 models_app.command()(served)
 for verb in (up, demo, generate, jobs, cancel, server, worker, config, sample, train):
     app.command()(verb)
