@@ -142,7 +142,7 @@ class Follower:
     @property
     def pause_s(self) -> float:
         """Seconds to wait before the next try."""
-        return POLL_S * self.failures
+        return 0.2 * self.failures
 
     def silence_s(self) -> float:
         """Seconds without an event after which to look at the clock."""

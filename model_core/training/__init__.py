@@ -1,5 +1,5 @@
-"""Training of the diffusion model and of the noisy classifier (paper, Sections 2 to 4).
+"""Training of diffusion models, upsamplers and noisy classifiers (paper, Sections 2 to 4): ``guided train``.
 
-``config`` says what a run is and imports no torch; ``loop`` is the training loop; ``diffusion``
-and ``classifier`` are the two things it trains. Run with ``python -m model_core.training``.
+``config`` says what a run is and imports no torch; ``run`` puts it together; ``loop`` is the training
+loop; ``diffusion`` and ``classifier`` are what it trains; ``publishing`` makes bundles of it.
 """

@@ -184,38 +184,20 @@ def test_answers_that_are_no_problem_documents() -> None:
         client.models()
 
 
-def test_waiting_falls_back_to_asking_when_events_do_not_get_through(client: Client) -> None:
+@pytest.mark.parametrize(
+    ("status", "media_type", "body"),
+    [
+        (200, "text/html", b"a proxy that does not let events through"),
+        (200, "text/event-stream", b": the stream ends early\n\n"),
+        (503, "application/problem+json", PROBLEM),
+    ],
+)
+def test_waiting_falls_back_to_asking(client: Client, status: int, media_type: str, body: bytes) -> None:
     job = client.wait(client.generate(model="tiny", class_label=1, steps=1))
 
     def answer(method: str, path: str) -> Answer:
         if path.endswith("/events"):
-            return 200, {"Content-Type": "text/html"}, b"a proxy that does not let events through"
-        return 200, {"Content-Type": "application/json"}, job.model_dump_json().encode()
-
-    with http_server(answer) as url, Client(url) as other:
-        assert other.wait(job.id, timeout=10).status == "finished"
-        assert asyncio.run(_wait_async(url, job.id)) == "finished"
-
-
-def test_waiting_goes_on_when_events_fail_for_a_while(client: Client) -> None:
-    job = client.wait(client.generate(model="tiny", class_label=1, steps=1))
-
-    def answer(method: str, path: str) -> Answer:
-        if path.endswith("/events"):
-            return 503, {}, PROBLEM
-        return 200, {"Content-Type": "application/json"}, job.model_dump_json().encode()
-
-    with http_server(answer) as url, Client(url) as other:
-        assert other.wait(job.id, timeout=10).status == "finished"
-        assert asyncio.run(_wait_async(url, job.id)) == "finished"
-
-
-def test_waiting_goes_on_when_the_stream_ends_early(client: Client) -> None:
-    job = client.wait(client.generate(model="tiny", class_label=1, steps=1))
-
-    def answer(method: str, path: str) -> Answer:
-        if path.endswith("/events"):
-            return 200, {"Content-Type": "text/event-stream"}, b": ping\n\n"
+            return status, {"Content-Type": media_type}, body
         return 200, {"Content-Type": "application/json"}, job.model_dump_json().encode()
 
     with http_server(answer) as url, Client(url) as other:
