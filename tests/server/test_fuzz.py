@@ -18,7 +18,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_fuzzing_finds_nothing(tmp_path: Path, served_models: Path) -> None:
     limits = {"max_images": 2, "max_queued": 100, "max_wait_s": 0.2, "max_deadline_s": 1.0, "window": 32, "width": 8}
-    stack = Stack(tmp_path / "stack", served_models, **limits)
+    # Without data no training job is queued, which, with no training worker, would never end.
+    (tmp_path / "data").mkdir()
+    stack = Stack(tmp_path / "stack", served_models, data_roots=f'["{tmp_path}/data"]', **limits)
     try:
         stack.valkey()
         stack.api()
