@@ -256,6 +256,7 @@ class Store:
         """
         open_bundle(staged)
         for path in staged.iterdir():
+            path.chmod(0o644)  # workers may run as someone else; safetensors writes for its user alone
             sync(path)
         sync(staged)
         folder = self.root / check_name(name)

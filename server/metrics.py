@@ -33,6 +33,8 @@ class ServerMetrics:
             "guided_queue_oldest_age_seconds", "Age of the oldest waiting job.", ["model", "priority"], registry=r
         )
         self.workers = Gauge("guided_workers", "Live workers that take the model's jobs.", ["model"], registry=r)
+        self.training = Gauge("guided_training_jobs", "Training jobs by state.", ["state"], registry=r)
+        self.training_workers = Gauge("guided_training_workers", "Live training workers.", registry=r)
         self.redis_up = Gauge("guided_redis_up", "Whether Redis could be reached.", registry=r)
 
 

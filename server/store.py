@@ -342,3 +342,13 @@ class JobStore:
                 age = max(0.0, now - float(created)) if created else 0.0
             depths.append((model, priority.name, int(length), age))
         return depths
+
+    async def training_depth(self) -> tuple[int, int, int]:
+        """Training jobs that wait and that run, and live training workers."""
+        async with self.redis.pipeline(transaction=False) as pipe:
+            pipe.llen(f"{Queue.redis_queue_namespace_prefix}{TRAIN_QUEUE}")
+            pipe.zcard(f"rq:wip:{TRAIN_QUEUE}")
+            pipe.smembers(f"rq:workers:{TRAIN_QUEUE}")
+            queued, running, keys = await pipe.execute()
+        alive: int = await self.redis.exists(*keys) if keys else 0
+        return int(queued), int(running), alive

@@ -87,11 +87,13 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=Path("models"))
     parser.add_argument("--judge", type=Path, required=True, help="run folder of judge.toml")
     parser.add_argument("--per-class", type=int, default=20)
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--grid", type=Path)
     args = parser.parse_args()
     bundle = Store(args.models_dir).find(args.model)
     names = bundle.config.class_names or ()
-    denoiser, judge = load(bundle), load_judge(args.judge)
+    denoiser = load(bundle, dtype=getattr(torch, args.dtype))
+    judge = load_judge(args.judge)
     labels = [label for label in range(len(names)) for _ in range(args.per_class)]
     for scale in SCALES:
         hits = accuracy(judge, sample(denoiser, labels, list(range(1000, 1000 + len(labels))), scale), labels)

@@ -58,6 +58,10 @@ async def metrics(context: Ctx) -> Response:
             m.age.labels(model, priority).set(age)
         for model in context.catalog.served():
             m.workers.labels(model).set(len(fleet.of(model)))
+        queued, running, workers = await context.store.training_depth()
+        m.training.labels("queued").set(queued)
+        m.training.labels("running").set(running)
+        m.training_workers.set(workers)
         m.redis_up.set(1)
     except RedisError:
         m.redis_up.set(0)

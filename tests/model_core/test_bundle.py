@@ -82,6 +82,22 @@ def test_bad_references_are_refused(bundle: Bundle, reference: str) -> None:
         Store(bundle.path.parent.parent).find(reference)
 
 
+def test_rollback_moves_latest_and_keeps_the_versions(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for _ in range(3):
+        publish(tmp_path, "toy", tiny_config())
+    assert store.rollback("toy") == ("3", "2")
+    assert store.find("toy").version == "2"
+    assert store.rollback("toy", "3") == ("2", "3")
+    assert store.rollback("toy", "1") == ("3", "1")
+    assert store.versions("toy") == ["1", "2", "3"]
+    with pytest.raises(BundleError, match="no version before 1"):
+        store.rollback("toy")
+    with pytest.raises(BundleError, match="no version '9'"):
+        store.rollback("toy", "9")
+    assert publish(tmp_path, "toy", tiny_config()).version == "4"
+
+
 def test_failed_publication_leaves_nothing(tmp_path: Path) -> None:
     store = Store(tmp_path / "models")
 

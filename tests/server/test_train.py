@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import io
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,6 +136,9 @@ def test_cancel_running_and_queued(trainer: Stack) -> None:
         assert trainer.http.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
     registry = StartedJobRegistry("training", connection=trainer.redis(), serializer=JSONSerializer)
     eventually(lambda: registry.count == 0 or None, 30, "the end of the run")
+    text = trainer.http.get("/metrics").text
+    assert "guided_training_workers 1.0" in text
+    assert 'guided_training_jobs{state="running"} 0.0' in text
     log = Path(trainer.job(first)["run_dir"]) / "log.jsonl"
     assert eventually(lambda: "end" in log.read_text().splitlines()[-1] or None, 30)
     assert trainer.job(second)["progress"]["step"] == 0
@@ -241,7 +246,8 @@ def test_publishing_while_fifty_requests_run(trained: Stack) -> None:
     worker = trained.worker(model_poll_s=0.1)
     before = [trained.generate(class_label=i % 10, steps=40, seed=i)["id"] for i in range(25)]
     eventually(lambda: trained.job(before[-1])["stages"][0]["version"], 60, "the last claim")
-    second = publish(Path(trained.environment["GUIDED_MODELS_DIR"]), "tiny", tiny_config())
+    models = Path(trained.environment["GUIDED_MODELS_DIR"])
+    second = publish(models, "tiny", tiny_config())
     eventually(lambda: "tiny@2" in worker.log.read_text() or None, 60, "the load")
     time.sleep(0.2)
     after = [trained.generate(class_label=i % 10, steps=4, seed=i)["id"] for i in range(25)]
@@ -252,4 +258,9 @@ def test_publishing_while_fifty_requests_run(trained: Stack) -> None:
             assert job["status"] == "finished"
             recipe = Image.open(io.BytesIO(trained.image(job_id))).info["recipe"]
             assert f"tiny@{version}" in recipe
+    back = [sys.executable, "-m", "clients", "models", "rollback", "tiny", "--models-dir", str(models)]
+    subprocess.run(back, check=True, capture_output=True)
+    eventually(lambda: "serving version 1 instead of 2" in worker.log.read_text() or None, 60, "the way back")
+    again = trained.wait(trained.generate(class_label=1, steps=4)["id"])
+    assert again["version"] == "1"
     worker.stop()

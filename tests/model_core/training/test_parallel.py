@@ -206,6 +206,7 @@ def test_publishes_parts_into_one_model(tmp_path: Path) -> None:
     assert both.config.defaults.guidance_scale == 2.0
     assert both.weights_path("unet").read_bytes() == first.weights_path("unet").read_bytes()
     verify(both)
+    assert {path.stat().st_mode & 0o777 for path in both.path.iterdir()} == {0o644}
     refused = subprocess.run([*other, "--set", "diffusion.noise_schedule=linear"], capture_output=True, text=True)
     assert refused.returncode == 2
     assert "diffusion.noise_schedule: linear differs" in refused.stderr
