@@ -59,11 +59,12 @@ def plan(request: TrainRequest, settings: ServerSettings, now: float) -> TrainJo
 def _fields(error: ValidationError) -> list[tuple[str, str]]:
     found = []
     for item in error.errors():
-        where = ".".join(str(part) for part in item["loc"] if part not in _TAGS)
+        where = ["config", *(str(part) for part in item["loc"] if part not in _TAGS)]
         message = str(item["msg"]).removeprefix("Value error, ")
-        if not item["loc"] and ": " in message:  # from a validator over several fields
-            where, _, message = message.partition(": ")
-        found.append((f"config.{where}" if where else "config", message[:1].lower() + message[1:]))
+        field, colon, rest = message.partition(": ")
+        if colon and field.replace(".", "_").isidentifier():  # a validator over several fields names the one at fault
+            where, message = [*where, field], rest
+        found.append((".".join(where), message[:1].lower() + message[1:]))
     return found
 
 

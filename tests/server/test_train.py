@@ -210,6 +210,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("config.data.train", "s3://bucket/sets/../../x.tar", "config.data.train", "data roots"),
         ("config.data.train", "file:///etc/x.tar", "config.data.train", "data roots"),
         ("config.unet.out_channels", 3, "config.out_channels", "needs 6 output channels"),
+        ("config.unet.attention_resolutions", [4], "config.unet.attention_resolutions", "allowed: 1"),
         ("config.compute.precision", "int4", "config.compute.precision", "fp32"),
         ("publish", "../x", "publish", "pattern"),
         ("publish_every", 5, "publish", "needed with publish_every"),
