@@ -155,9 +155,8 @@ def jobs(
 
 def _row(job: JobSummary | TrainView) -> list[str]:
     if isinstance(job, TrainView):
-        what = f"{job.what} for {job.publish}" if job.publish else job.what
         error = job.error.message if job.error else ""
-        return [job.id, job.status, f"train {what}", f"{job.progress.fraction:.0%}", error]
+        return [job.id, job.status, job.publish or f"({job.what})", f"{job.progress.fraction:.0%} trained", error]
     version = f"@{job.version}" if job.version else ""
     return [
         job.id,

@@ -151,8 +151,8 @@ class Registry:
         return future
 
     def poll(self) -> None:
-        """Look for newer versions of the served models; load them, and switch over once they are ready."""
-        for name, version in self._current.items():
+        """Look for newer versions and, unless told which to serve, new models; take them up once they are ready."""
+        for name, version in [*self._current.items(), *((name, None) for name in self._unknown())]:
             try:
                 latest = self.store.latest(name)
             except BundleError:
@@ -167,8 +167,24 @@ class Registry:
                 log.error("model %s: not taken up: %s", key, error)
                 self._bad.add(key)
                 continue
-            log.info("model %s: now serving version %s instead of %s", name, latest, version)
+            before = f" instead of {version}" if version else ""
+            log.info("model %s: now serving version %s%s", name, latest, before)
             self._current[name] = latest
+
+    def _unknown(self) -> list[str]:
+        """Diffusion models that were published since the start."""
+        if self._settings.models:
+            return []
+        found = []
+        for name in set(self.store.names()) - set(self._current):
+            try:
+                bundle = self.store.find(name)
+            except BundleError as error:
+                log.debug("model %s: not served: %s", name, error)
+                continue
+            if bundle.config.kind == "diffusion":
+                found.append(name)
+        return found
 
     def tidy(self) -> None:
         """Free versions that are no longer current, once no sample needs them; in the background."""

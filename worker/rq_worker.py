@@ -79,8 +79,7 @@ class GuidedWorker(DeliveringWorker):
         metrics: WorkerMetrics,
         events: queue.SimpleQueue[Event],
     ) -> None:
-        queues = [queue_name(model, p) for p in sorted(Priority, reverse=True) for model in registry.names]
-        super().__init__(queues, connection, settings, engine, registry, metrics, events)
+        super().__init__(_queue_names(registry), connection, settings, engine, registry, metrics, events)
         self.metrics_url: str | None = None
         self._stop_at: float | None = None
         self._cold = False
@@ -347,19 +346,26 @@ class GuidedWorker(DeliveringWorker):
     def _poll_models(self) -> None:
         self.registry.poll()
         self.registry.tidy()
+        names = _queue_names(self.registry)
+        if len(names) != len(self.queues):  # a model was published that was not there before
+            self.queues = [Queue(name, connection=self.connection, serializer=self.serializer) for name in names]
+            self._ordered_queues = self.queues[:]
+            self.pubsub.subscribe(**self._wake_channels())
+            self._next["report"] = 0.0
+            log.info("worker %s: takes jobs of %s", self.name, ", ".join(self.registry.names))
 
     # --- Stopping ---------------------------------------------------------------------------------
 
     def subscribe(self) -> None:
         """Listen to RQ's commands and to word of new jobs."""
-        self.pubsub = self.connection.pubsub()
-        channels: dict[str, Any] = {self.pubsub_channel_name: self.handle_payload}
-        for model in self.registry.names:
-            channels[records.wake_channel(model)] = lambda message: self.wake.set()
-        self.pubsub.subscribe(**channels)
+        self.pubsub: Any = self.connection.pubsub()
+        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload}, **self._wake_channels())
         self.pubsub_thread: Any = self.pubsub.run_in_thread(
             sleep_time=1, daemon=True, exception_handler=self._pubsub_failed
         )
+
+    def _wake_channels(self) -> dict[str, Any]:
+        return {records.wake_channel(model): lambda message: self.wake.set() for model in self.registry.names}
 
     def _pubsub_failed(self, error: BaseException, pubsub: Any, thread: Any) -> None:
         if not isinstance(error, RedisError):
@@ -385,3 +391,8 @@ class GuidedWorker(DeliveringWorker):
         elif (now() - (self._shutdown_requested_date or now())).total_seconds() > 1:
             self._cold = True  # within a second it is the same Ctrl-C, told twice
         self.wake.set()
+
+
+def _queue_names(registry: Registry) -> list[str]:
+    """Queues of the models served, high priority first."""
+    return [queue_name(model, p) for p in sorted(Priority, reverse=True) for model in registry.names]

@@ -86,6 +86,7 @@ def until_step(stack: Stack, job_id: str, step: int) -> dict[str, Any]:
 
 
 def test_from_request_to_served_model(trainer: Stack) -> None:
+    worker = trainer.worker(model_poll_s=0.1)
     job = trainer.train(what="diffusion", config=config(ema=[0.9]), publish="toy", publish_every=2)
     assert job["kind"] == "train"
     assert job["status"] == "queued"
@@ -103,6 +104,10 @@ def test_from_request_to_served_model(trainer: Stack) -> None:
     assert done["progress"]["figures"]["loss"] > 0
     names = [model["name"] for model in trainer.http.get("/models").json()["models"]]
     assert "toy" in names
+    # The worker was there before the model.
+    picture = trainer.wait(trainer.generate(model="toy", class_label="b", steps=2)["id"])
+    assert (picture["status"], picture["version"]) == ("finished", "2")
+    worker.stop()
     figures = trainer.http.get(f"/jobs/{job['id']}/figures", params={"kind": "train", "after_step": 1}).json()[
         "figures"
     ]
@@ -113,7 +118,7 @@ def test_from_request_to_served_model(trainer: Stack) -> None:
     assert events.count("event: done") == 1
     assert "event: progress" in events
     listed = trainer.http.get("/jobs").json()["jobs"]
-    assert listed[0]["kind"] == "train"
+    assert [job["kind"] for job in listed[:2]] == ["sample", "train"]
     rq_job = Job.fetch(job["id"], connection=trainer.redis(), serializer=JSONSerializer)
     assert rq_job.get_status() == "finished"
 
