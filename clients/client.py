@@ -33,6 +33,7 @@ from clients.calls import (
     unreachable,
 )
 from clients.errors import ApiError
+from model_core.training.config import Kind
 from server.schemas import (
     JobList,
     JobSummary,
@@ -41,7 +42,6 @@ from server.schemas import (
     ModelView,
     Readiness,
     Status,
-    TrainingKind,
     TrainLog,
     TrainView,
 )
@@ -98,7 +98,7 @@ class Client:
 
     def train(
         self,
-        what: TrainingKind,
+        what: Kind,
         config: dict[str, Any],
         *,
         publish: str | None = None,

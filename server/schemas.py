@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints,
 
 from model_core.bundle import SamplingDefaults
 from model_core.seeds import MAX_SEED
+from model_core.training.config import Kind
 
 Status = Literal["queued", "running", "finished", "failed", "cancelled"]
 ImageFormat = Literal["png", "jpeg", "webp", "npz"]
@@ -218,9 +219,6 @@ class JobView(JobSummary):
     format: ImageFormat
 
 
-TrainingKind = Literal["diffusion", "classifier", "upsampler"]
-
-
 class TrainRequest(BaseModel):
     """What to train, and where the result goes."""
 
@@ -253,7 +251,7 @@ class TrainRequest(BaseModel):
         },
     )
 
-    what: TrainingKind = Field(description="What the run trains.")
+    what: Kind = Field(description="What the run trains.")
     config: dict[str, JsonValue] = Field(
         description="The run's configuration, as in a file for `guided train`, without `run_dir` and `publish`; "
         "`GET /train/{what}/schema` describes it. `data.train` is below one of the server's data roots."
@@ -295,7 +293,7 @@ class TrainView(_Answer):
     kind: Literal["train"] = "train"
     id: str
     status: Status
-    what: TrainingKind
+    what: Kind
     publish: str | None
     published: list[str] = Field(description="Versions published so far, `name@version`.")
     created_at: datetime

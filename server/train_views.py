@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from server.schemas import JobFailure, TrainLinks, TrainProgress, TrainView
+from server.schemas import TrainLinks, TrainProgress, TrainView
 from server.store import SeenTraining
-from worker.records import ABANDONED
+from server.views import date, failure
 
 
 def train_progress(seen: SeenTraining) -> TrainProgress:
@@ -34,12 +32,12 @@ def train_view(seen: SeenTraining) -> TrainView:
         what=job.what,
         publish=job.publish,
         published=list(record.published),
-        created_at=_date(job.created),
-        started_at=_date(record.started) if record.started else None,
-        ended_at=_date(record.outcome.at) if record.outcome else None,
+        created_at=date(job.created),
+        started_at=date(record.started) if record.started else None,
+        ended_at=date(record.outcome.at) if record.outcome else None,
         progress=train_progress(seen),
         run_dir=record.output,
-        error=_failure(seen),
+        error=failure(seen),
         links=TrainLinks(
             self=f"/jobs/{job.id}",
             events=f"/jobs/{job.id}/events",
@@ -48,14 +46,3 @@ def train_view(seen: SeenTraining) -> TrainView:
             figures=f"/jobs/{job.id}/figures",
         ),
     )
-
-
-def _failure(seen: SeenTraining) -> JobFailure | None:
-    outcome = seen.record.outcome
-    if outcome and outcome.error:
-        return JobFailure(kind=outcome.error.kind, message=outcome.error.message)
-    return JobFailure(kind="abandoned", message=ABANDONED) if seen.status == "failed" else None
-
-
-def _date(at: float) -> datetime:
-    return datetime.fromtimestamp(at, UTC)

@@ -16,7 +16,7 @@ from server.schemas import (
     StageView,
     Timings,
 )
-from server.store import Fleet, Seen
+from server.store import Fleet, Seen, SeenTraining
 from worker.records import ABANDONED, Record
 
 
@@ -38,11 +38,11 @@ def summary(seen: Seen) -> JobSummary:
         version=record.versions[0],
         num_images=job.num_images,
         priority=job.priority.name,
-        created_at=_date(job.created),
-        started_at=_date(record.started) if record.started else None,
-        ended_at=_date(ended) if ended else None,
+        created_at=date(job.created),
+        started_at=date(record.started) if record.started else None,
+        ended_at=date(ended) if ended else None,
         progress=progress(record),
-        error=_failure(seen),
+        error=failure(seen),
         links=JobLinks(
             self=f"/jobs/{job.id}",
             events=f"/jobs/{job.id}/events",
@@ -75,7 +75,7 @@ def view(seen: Seen, fleet: Fleet, catalog: Catalog) -> JobView:
             for plan, version in zip(job.stages, record.versions, strict=True)
         ],
         images=_images(record, catalog),
-        deadline_at=_date(job.deadline) if job.deadline else None,
+        deadline_at=date(job.deadline) if job.deadline else None,
         format=job.format,
     )
 
@@ -123,12 +123,14 @@ def _timings(record: Record) -> Timings:
     return Timings(queued_s=record.started - record.job.created, running_s=ended - record.started)
 
 
-def _failure(seen: Seen) -> JobFailure | None:
+def failure(seen: Seen | SeenTraining) -> JobFailure | None:
+    """Why a job of either kind failed, if it did."""
     outcome = seen.record.outcome
     if outcome and outcome.error:
         return JobFailure(kind=outcome.error.kind, message=outcome.error.message)
     return JobFailure(kind="abandoned", message=ABANDONED) if seen.status == "failed" else None
 
 
-def _date(at: float) -> datetime:
+def date(at: float) -> datetime:
+    """A Unix time, s."""
     return datetime.fromtimestamp(at, UTC)

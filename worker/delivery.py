@@ -18,18 +18,13 @@ from functools import partial
 from typing import Any
 
 from redis import Redis
-from rq.executions import Execution
-from rq.job import Job, JobStatus
-from rq.queue import Queue
-from rq.registry import CanceledJobRegistry
-from rq.serializers import JSONSerializer
 from rq.utils import now
-from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
 
 from model_core.pictures import to_pixels
 from worker import records
 from worker.artifacts import ArtifactStore, preview_png
+from worker.base import QueueWorker
 from worker.engine import Engine, Event, Failed, Finished, Preview, Started
 from worker.metrics import WorkerMetrics
 from worker.parts import Part
@@ -41,7 +36,7 @@ from worker.webhooks import send_webhook
 log = logging.getLogger(__name__)
 
 
-class DeliveringWorker(BaseWorker):
+class DeliveringWorker(QueueWorker):
     """An RQ worker that holds many parts at once and tells Redis what becomes of them.
 
     Args:
@@ -64,17 +59,8 @@ class DeliveringWorker(BaseWorker):
         metrics: WorkerMetrics,
         events: queue.SimpleQueue[Event],
     ) -> None:
-        super().__init__(
-            queues,
-            connection=connection,
-            serializer=JSONSerializer,
-            default_result_ttl=settings.result_ttl_s,
-            worker_ttl=settings.heartbeat_ttl_s,
-            maintenance_interval=settings.heartbeat_ttl_s,
-            job_monitoring_interval=settings.heartbeat_ttl_s,
-            log_job_description=False,
-        )
-        self.settings, self.engine, self.registry, self.metrics = settings, engine, registry, metrics
+        super().__init__(queues, connection, settings)
+        self.engine, self.registry, self.metrics = engine, registry, metrics
         self.artifacts = ArtifactStore(settings.artifacts)
         self.parts: dict[str, Part] = {}
         self.wake = threading.Event()
@@ -214,15 +200,6 @@ class DeliveringWorker(BaseWorker):
                 self.engine.cancel(part.id)
             self.outbox.append(deliver)
             self.wake.set()
-
-    def drop(self, job: Job, source: Queue, execution: Execution) -> None:
-        """Close an RQ job whose request has ended some other way."""
-        with self.connection.pipeline() as pipe:
-            job.set_status(JobStatus.CANCELED, pipeline=pipe)
-            self.cleanup_execution(job, pipe, execution)
-            CanceledJobRegistry(source.name, self.connection, serializer=self.serializer).add(job, pipeline=pipe)
-            pipe.expire(job.key, self.settings.result_ttl_s)
-            pipe.execute()
 
     def _end(self, part: Part, outcome: Outcome) -> None:
         job = part.job

@@ -26,11 +26,9 @@ from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
-from rq.registry import clean_registries
 from rq.suspension import is_suspended
 from rq.utils import now, utcformat
 from rq.worker.base import WorkerStatus
-from rq.worker_registration import clean_worker_registry
 
 from worker import records
 from worker.delivery import DeliveringWorker
@@ -302,19 +300,9 @@ class GuidedWorker(DeliveringWorker):
             metrics_url=self.metrics_url,
         )
 
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds after which a silent worker's jobs are given to others."""
-        return self.settings.heartbeat_ttl_s
-
     def clean_registries(self) -> None:
-        """Put back the jobs of dead workers; one worker at a time, with a lock that outlives it only briefly."""
-        for source in self.queues:
-            if not self.connection.set(source.registry_cleaning_key, 1, nx=True, ex=self.settings.heartbeat_ttl_s):
-                continue
-            clean_registries(source, self._exc_handlers)
-            clean_worker_registry(source)
-            source.intermediate_queue.cleanup(self, source)
-            source.release_maintenance_lock()
+        """As any worker, and delete what has outlived its time."""
+        super().clean_registries()
         self._sweep()
 
     def _abandoned(self, job: Job, *exc_info: Any) -> None:

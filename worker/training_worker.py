@@ -19,14 +19,11 @@ from rq.exceptions import DeserializationError, NoSuchJobError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
-from rq.registry import CanceledJobRegistry, clean_registries
-from rq.serializers import JSONSerializer
 from rq.utils import now
-from rq.worker import BaseWorker
 from rq.worker.base import WorkerStatus
-from rq.worker_registration import clean_worker_registry
 
 from worker import records
+from worker.base import QueueWorker
 from worker.records import JobError, Outcome, add_event, record_key
 from worker.settings import WorkerSettings
 from worker.training import (
@@ -46,7 +43,7 @@ log = logging.getLogger(__name__)
 TICK_S = 0.5
 
 
-class TrainingWorker(BaseWorker):
+class TrainingWorker(QueueWorker):
     """Takes training jobs; RQ's registries, heartbeats and retries are as in any worker.
 
     Args:
@@ -57,17 +54,7 @@ class TrainingWorker(BaseWorker):
     allowed: ClassVar[frozenset[str]] = frozenset({TRAIN_FUNCTION})
 
     def __init__(self, connection: Redis, settings: WorkerSettings) -> None:
-        super().__init__(
-            [TRAIN_QUEUE],
-            connection=connection,
-            serializer=JSONSerializer,
-            default_result_ttl=settings.result_ttl_s,
-            worker_ttl=settings.heartbeat_ttl_s,
-            maintenance_interval=settings.heartbeat_ttl_s,
-            job_monitoring_interval=settings.heartbeat_ttl_s,
-            log_job_description=False,
-        )
-        self.settings = settings
+        super().__init__([TRAIN_QUEUE], connection, settings)
         self.run: TrainingRun | None = None
         self._rq_job: Job | None = None
         self._execution: Execution | None = None
@@ -251,15 +238,9 @@ class TrainingWorker(BaseWorker):
         self._forget()
 
     def _drop(self) -> None:
-        """Close an RQ job whose request has ended some other way."""
-        job, execution = self._rq_job, self._execution
-        assert job
-        with self.connection.pipeline() as pipe:
-            job.set_status(JobStatus.CANCELED, pipeline=pipe)
-            self.cleanup_execution(job, pipe, execution)
-            CanceledJobRegistry(self.source.name, self.connection, serializer=self.serializer).add(job, pipeline=pipe)
-            pipe.expire(job.key, self.settings.result_ttl_s)
-            pipe.execute()
+        assert self._rq_job
+        assert self._execution
+        self.drop(self._rq_job, self.source, self._execution)
         self._forget()
 
     def _forget(self) -> None:
@@ -282,18 +263,6 @@ class TrainingWorker(BaseWorker):
                 self._execution.save(ttl, pipeline=pipe)
                 self._execution.heartbeat(self._rq_job.started_job_registry, ttl, pipeline=pipe)
             pipe.execute()
-
-    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
-        """Seconds after which a silent worker's job is given to another."""
-        return self.settings.heartbeat_ttl_s
-
-    def clean_registries(self) -> None:
-        """Put back the jobs of dead training workers."""
-        if self.connection.set(self.source.registry_cleaning_key, 1, nx=True, ex=self.settings.heartbeat_ttl_s):
-            clean_registries(self.source, self._exc_handlers)
-            clean_worker_registry(self.source)
-            self.source.intermediate_queue.cleanup(self, self.source)
-            self.source.release_maintenance_lock()
 
     def _abandoned(self, job: Job, *exc_info: Any) -> None:
         """RQ found a job whose worker died; it is retried, or failed if it was retried too often."""

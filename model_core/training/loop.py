@@ -267,7 +267,7 @@ def train(
             log.add(trainer.done, values, images=config.batch_size, skipped=batch.skipped)
             if trainer.done % config.eval_every == 0 or last:
                 judge()
-            if publisher and config.publish and (last or publisher.due(trainer.done)):
+            if publisher and (last or publisher.due(trainer.done)):
                 publish()
             # All processes must agree, or some would wait for the others for ever.
             if processes.any(stopping()):

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Header, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from model_core.training.config import KINDS
+from model_core.training.config import KINDS, Kind
 from server.context import Ctx, FoundTraining
 from server.problems import ProblemError, responses
-from server.schemas import Json, TrainFigures, TrainingKind, TrainLog, TrainRequest, TrainView
+from server.schemas import Json, TrainFigures, TrainLog, TrainRequest, TrainView
 from server.train_plan import plan
 from server.train_views import train_view
 from worker.training import MAX_FIGURES, MAX_LINES, figures_key, log_key
@@ -62,7 +62,7 @@ async def train(
     summary="What a training configuration may say",
     responses=responses(422),
 )
-async def train_schema(what: Annotated[TrainingKind, Path(description="What a run trains.")]) -> Json:
+async def train_schema(what: Annotated[Kind, Path(description="What a run trains.")]) -> Json:
     """JSON schema of `config` in `POST /train`."""
     schema = KINDS[what].model_json_schema()
     for field in ("run_dir", "publish", "init"):

@@ -1,0 +1,60 @@
+"""What sampling and training workers have in common as RQ workers."""
+
+from __future__ import annotations
+
+from redis import Redis
+from rq.executions import Execution
+from rq.job import Job, JobStatus
+from rq.queue import Queue
+from rq.registry import CanceledJobRegistry, clean_registries
+from rq.serializers import JSONSerializer
+from rq.worker import BaseWorker
+from rq.worker_registration import clean_worker_registry
+
+from worker.settings import WorkerSettings
+
+
+class QueueWorker(BaseWorker):
+    """An RQ worker of JSON jobs, whose heartbeats and clean-up all go by ``heartbeat_ttl_s``.
+
+    Args:
+        queues: names of RQ queues.
+        connection: Redis.
+        settings: of this worker.
+    """
+
+    def __init__(self, queues: list[str], connection: Redis, settings: WorkerSettings) -> None:
+        super().__init__(
+            queues,
+            connection=connection,
+            serializer=JSONSerializer,
+            default_result_ttl=settings.result_ttl_s,
+            worker_ttl=settings.heartbeat_ttl_s,
+            maintenance_interval=settings.heartbeat_ttl_s,
+            job_monitoring_interval=settings.heartbeat_ttl_s,
+            log_job_description=False,
+        )
+        self.settings = settings
+
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds after which a silent worker's jobs are given to others."""
+        return self.settings.heartbeat_ttl_s
+
+    def clean_registries(self) -> None:
+        """Put back the jobs of dead workers; one worker at a time, with a lock that outlives it only briefly."""
+        for source in self.queues:
+            if not self.connection.set(source.registry_cleaning_key, 1, nx=True, ex=self.settings.heartbeat_ttl_s):
+                continue
+            clean_registries(source, self._exc_handlers)
+            clean_worker_registry(source)
+            source.intermediate_queue.cleanup(self, source)
+            source.release_maintenance_lock()
+
+    def drop(self, job: Job, source: Queue, execution: Execution) -> None:
+        """Close an RQ job whose request has ended some other way."""
+        with self.connection.pipeline() as pipe:
+            job.set_status(JobStatus.CANCELED, pipeline=pipe)
+            self.cleanup_execution(job, pipe, execution)
+            CanceledJobRegistry(source.name, self.connection, serializer=self.serializer).add(job, pipeline=pipe)
+            pipe.expire(job.key, self.settings.result_ttl_s)
+            pipe.execute()
