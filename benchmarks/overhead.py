@@ -13,8 +13,9 @@ from typing import Annotated
 import torch
 import typer
 
+from model_core.batch import SampleBatch
 from model_core.bundle import Store
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.denoiser import Denoiser, SampleSpec
 from model_core.samplers import Sampler
 from model_core.weights import load
 from worker.engine import Engine, Request, stage_of

@@ -131,19 +131,20 @@ class ResBlock(nn.Module):
 
 
 def attend(qkv: Tensor, num_heads: int, *, heads_first: bool) -> Tensor:
-    """Multi-head attention over positions: (B, 3*C, T) -> (B, C, T), logits scaled by d**-1/2.
+    """Multi-head attention over positions: (B, T, 3*C) -> (B, T, C), logits scaled by d**-1/2.
 
     ``heads_first``: the channels are laid out (head, q/k/v, d), as in the published models
     without ``use_new_attention_order``; else (q/k/v, head, d).
     """
-    batch, width, length = qkv.shape
-    dim = width // (3 * num_heads)
-    if heads_first:
-        q, k, v = qkv.view(batch, num_heads, 3, dim, length).unbind(2)
-    else:
-        q, k, v = qkv.view(batch, 3, num_heads, dim, length).unbind(1)
-    out = F.scaled_dot_product_attention(q.transpose(-1, -2), k.transpose(-1, -2), v.transpose(-1, -2))
-    return out.transpose(-1, -2).reshape(batch, num_heads * dim, length)
+    layout = (num_heads, 3, -1) if heads_first else (3, num_heads, -1)
+    parts = qkv.reshape(*qkv.shape[:2], *layout).unbind(3 if heads_first else 2)
+    q, k, v = (part.transpose(1, 2) for part in parts)  # each (B, heads, T, d)
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _per_position(conv: nn.Conv1d, tokens: Tensor) -> Tensor:
+    """A convolution of width 1 on (B, T, C): as a matrix product it needs no other memory layout."""
+    return F.linear(tokens, conv.weight.squeeze(-1), conv.bias)
 
 
 class AttentionBlock(nn.Module):
@@ -158,10 +159,9 @@ class AttentionBlock(nn.Module):
         self.proj_out = zeroed(nn.Conv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(2)
-        h = attend(self.qkv(self.norm(flat)), self.num_heads, heads_first=self.heads_first)
-        out: Tensor = flat + self.proj_out(h)
-        return out.view(x.shape)
+        tokens = self.norm(x).flatten(2).transpose(1, 2)
+        h = attend(_per_position(self.qkv, tokens), self.num_heads, heads_first=self.heads_first)
+        return x + _per_position(self.proj_out, h).transpose(1, 2).reshape(x.shape)
 
 
 class AttentionPool2d(nn.Module):
@@ -175,12 +175,11 @@ class AttentionPool2d(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x.flatten(2)
-        x = torch.cat([x.mean(dim=-1, keepdim=True), x], dim=-1)
-        x = x + self.positional_embedding.to(x.dtype)
-        x = attend(self.qkv_proj(x), self.num_heads, heads_first=False)
-        out: Tensor = self.c_proj(x)[:, :, 0]
-        return out
+        tokens = x.flatten(2).transpose(1, 2)
+        tokens = torch.cat([tokens.mean(dim=1, keepdim=True), tokens], dim=1)
+        tokens = tokens + self.positional_embedding.to(x.dtype).t()
+        h = attend(_per_position(self.qkv_proj, tokens), self.num_heads, heads_first=False)
+        return _per_position(self.c_proj, h[:, 0])
 
 
 class EmbedSequential(nn.Sequential):

@@ -1,4 +1,4 @@
-"""The update rules of DDPM and DDIM, vectorised over samples that share nothing but a batch.
+"""The update rules of DDPM, DDIM and DPM-Solver++, vectorised over samples that share nothing but a batch.
 
 Each sample brings its own row of coefficients (its position in its own respaced table), its own
 sampler, eta and clipping. Pictures are (B, C, H, W); everything per sample is (B,).
@@ -26,6 +26,12 @@ class Sampler(IntEnum):
     """Song et al. 2020, equation 12, with eta between 0 (deterministic) and 1."""
     DDIM_ENCODE = 2
     """The reverse ODE: from picture to noise (Song et al. 2020, equation 14, upwards in t)."""
+    DPMPP_2M = 3
+    """DPM-Solver++(2M): second order, deterministic, for few steps (Lu et al. 2022, Algorithm 2)."""
+
+
+SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM, "dpmpp_2m": Sampler.DPMPP_2M}
+"""Samplers by the name requests and options give them."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,9 @@ class Coefficients:
     max_log_variance: Tensor
     fixed_variance: Tensor
     fixed_log_variance: Tensor
+    dpmpp_xt: Tensor
+    dpmpp_x0: Tensor
+    dpmpp_slope: Tensor
     noisy: Tensor
     """1 where a sampler adds noise, 0 at the last step."""
 
@@ -74,6 +83,8 @@ class CoefficientBank:
         self.config = config
         self._offsets: dict[str, int] = {}
         self._rows = torch.empty(0, len(fields(Coefficients)), device=device)
+        self.timesteps = np.empty(0, dtype=np.int64)
+        """The original process's timestep of each row, on the host."""
 
     def offset(self, respacing: str) -> int:
         """First row of a respacing, which is added if it is new.
@@ -82,9 +93,10 @@ class CoefficientBank:
             ValueError: for an impossible respacing.
         """
         if respacing not in self._offsets:
-            rows = _rows(step_table(self.config, respacing)).to(self._rows.device)
+            table = step_table(self.config, respacing)
             self._offsets[respacing] = len(self._rows)
-            self._rows = torch.cat([self._rows, rows])
+            self._rows = torch.cat([self._rows, _rows(table).to(self._rows.device)])
+            self.timesteps = np.concatenate([self.timesteps, table.timestep.astype(np.int64)])
         return self._offsets[respacing]
 
     def __len__(self) -> int:
@@ -94,10 +106,15 @@ class CoefficientBank:
         """Forget all tables; batches in flight must :meth:`~model_core.denoiser.SampleBatch.locate` again."""
         self._offsets = {}
         self._rows = self._rows[:0]
+        self.timesteps = self.timesteps[:0]
 
-    def gather(self, rows: Tensor) -> Coefficients:
+    def rows(self, index: Tensor) -> Tensor:
+        """The given rows, one coefficient per column: (B,) int64 -> (B, K)."""
+        return self._rows[index]
+
+    def gather(self, index: Tensor) -> Coefficients:
         """Coefficients of the given rows: (B,) int64 -> each (B,)."""
-        return Coefficients(*self._rows[rows].unbind(1))
+        return Coefficients(*self.rows(index).unbind(1))
 
 
 @dataclass(frozen=True)
@@ -118,7 +135,9 @@ class StepOutput:
     x: Tensor
     """The next x: one step less noisy (or, encoding, one noisier)."""
     pred_x0: Tensor
-    """The network's x_0 (DDIM: after guidance)."""
+    """The network's x_0 (DDIM, DPM-Solver++: after guidance)."""
+    gradient: Tensor | None = None
+    """Each sample's last classifier gradient, if any has one."""
 
 
 def eps_from_x0(c: Coefficients, x_t: Tensor, x0: Tensor) -> Tensor:
@@ -156,27 +175,46 @@ def predict(config: DiffusionConfig, c: Coefficients, x_t: Tensor, model_output:
         log_variance = fraction * c.max_log_variance + (1 - fraction) * c.min_log_variance
         variance = log_variance.exp()
     x0 = output if config.prediction == "x_start" else x0_from_eps(c, x_t, output)
-    x0 = torch.where(clip[:, None, None, None], x0.clamp(-1, 1), x0)
-    return Prediction(x0, variance, log_variance)
+    return Prediction(clip_x0(x0, clip), variance, log_variance)
 
 
-def ddpm_step(c: Coefficients, x_t: Tensor, p: Prediction, gradient: Tensor | None, noise: Tensor) -> StepOutput:
+def clip_x0(x0: Tensor, clip: Tensor) -> Tensor:
+    """x_0 clipped to [-1, 1] where ``clip`` (B,) says so."""
+    return torch.where(clip[:, None, None, None], x0.clamp(-1, 1), x0)
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """Classifier guidance of a batch's samples; all zero where a sample is not guided."""
+
+    on: Tensor
+    """(B, 1, 1, 1) bool: whether the sample is guided at this step."""
+    shift: Tensor
+    """(B, C, H, W): guidance_scale * grad log p(y | x_t)."""
+
+
+def guided_x0(c: Coefficients, x_t: Tensor, x0: Tensor, guidance: Guidance | None) -> tuple[Tensor, Tensor]:
+    """x_0 and eps after guidance shifted eps (paper, Algorithm 2); x_0 is not clipped again."""
+    eps = eps_from_x0(c, x_t, x0)
+    if guidance is None:
+        return x0, eps
+    eps = eps - c.sqrt_one_minus_alpha_bar * guidance.shift  # eps - sqrt(1 - alpha_bar) s grad log p
+    return torch.where(guidance.on, x0_from_eps(c, x_t, eps), x0), eps
+
+
+def ddpm_step(c: Coefficients, x_t: Tensor, p: Prediction, guidance: Guidance | None, noise: Tensor) -> StepOutput:
     """Ancestral step; guidance shifts the mean (paper, Algorithm 1)."""
     mean = posterior_mean(c, p.x0, x_t)
-    if gradient is not None:
-        mean = mean + p.variance * gradient  # mu + s Sigma grad log p(y | x_t)
+    if guidance is not None:
+        mean = mean + p.variance * guidance.shift  # mu + s Sigma grad log p(y | x_t)
     return StepOutput(mean + c.noisy * (0.5 * p.log_variance).exp() * noise, p.x0)
 
 
 def ddim_step(
-    c: Coefficients, x_t: Tensor, p: Prediction, gradient: Tensor | None, noise: Tensor, eta: Tensor
+    c: Coefficients, x_t: Tensor, p: Prediction, guidance: Guidance | None, noise: Tensor, eta: Tensor
 ) -> StepOutput:
-    """DDIM step; guidance shifts eps (paper, Algorithm 2), and x_0 with it, without clipping again."""
-    eps = eps_from_x0(c, x_t, p.x0)
-    x0 = p.x0
-    if gradient is not None:
-        eps = eps - c.sqrt_one_minus_alpha_bar * gradient  # eps - sqrt(1 - alpha_bar) s grad log p
-        x0 = x0_from_eps(c, x_t, eps)
+    """DDIM step; guidance shifts eps, and x_0 with it."""
+    x0, eps = guided_x0(c, x_t, p.x0, guidance)
     sigma = (
         eta[:, None, None, None]
         * ((1 - c.alpha_bar_prev) / (1 - c.alpha_bar)).sqrt()
@@ -192,8 +230,30 @@ def ddim_encode_step(c: Coefficients, x_t: Tensor, p: Prediction) -> StepOutput:
     return StepOutput(c.alpha_bar_next.sqrt() * p.x0 + (1 - c.alpha_bar_next).sqrt() * eps, p.x0)
 
 
+def dpmpp_step(
+    c: Coefficients, x_t: Tensor, p: Prediction, guidance: Guidance | None, previous_x0: Tensor, clip: Tensor
+) -> StepOutput:
+    """DPM-Solver++(2M) step: DDIM's, with x_0 carried on along its last change (Lu et al. 2022, Algorithm 2).
+
+    Guidance shifts eps as in :func:`ddim_step`; the guided x_0 is clipped (their Section 4.3), for a step
+    of second order would magnify what lies outside.
+    """
+    x0, _ = guided_x0(c, x_t, p.x0, guidance)
+    x0 = clip_x0(x0, clip)
+    ahead = x0 + c.dpmpp_slope * (x0 - previous_x0)
+    return StepOutput(c.dpmpp_xt * x_t + c.dpmpp_x0 * ahead, x0)
+
+
 def sampler_step(
-    sampler: Tensor, c: Coefficients, x_t: Tensor, p: Prediction, gradient: Tensor | None, noise: Tensor, eta: Tensor
+    sampler: Tensor,
+    c: Coefficients,
+    x_t: Tensor,
+    p: Prediction,
+    guidance: Guidance | None,
+    noise: Tensor,
+    eta: Tensor,
+    previous_x0: Tensor,
+    clip: Tensor,
 ) -> StepOutput:
     """Each sample's next x by its own rule.
 
@@ -202,15 +262,21 @@ def sampler_step(
         c: coefficients, per pixel.
         x_t: (B, C, H, W).
         p: what the network predicts.
-        gradient: guidance_scale * grad log p(y | x_t), zero where a sample is not guided.
+        guidance: of the samples that are guided, if any is.
         noise: standard normal, (B, C, H, W).
         eta: (B,), read where the sampler is DDIM.
+        previous_x0: (B, C, H, W), what the step before gave as ``pred_x0``; read where it is DPM-Solver++.
+        clip: (B,) bool, whether x_0 is clipped.
     """
-    ancestral, ddim = ddpm_step(c, x_t, p, gradient, noise), ddim_step(c, x_t, p, gradient, noise, eta)
-    encoded = ddim_encode_step(c, x_t, p)
     rule = sampler[:, None, None, None]
-    is_ddpm, is_ddim = rule == Sampler.DDPM, rule == Sampler.DDIM
-    return StepOutput(
-        torch.where(is_ddpm, ancestral.x, torch.where(is_ddim, ddim.x, encoded.x)),
-        torch.where(is_ddim, ddim.pred_x0, p.x0),
-    )
+    by_rule = {
+        Sampler.DDPM: ddpm_step(c, x_t, p, guidance, noise),
+        Sampler.DDIM: ddim_step(c, x_t, p, guidance, noise, eta),
+        Sampler.DPMPP_2M: dpmpp_step(c, x_t, p, guidance, previous_x0, clip),
+    }
+    chosen = ddim_encode_step(c, x_t, p)
+    for which, out in by_rule.items():
+        chosen = StepOutput(
+            torch.where(rule == which, out.x, chosen.x), torch.where(rule == which, out.pred_x0, chosen.pred_x0)
+        )
+    return chosen

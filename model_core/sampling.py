@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.batch import SampleBatch
+from model_core.denoiser import Denoiser, SampleSpec
 
 
 def sample(

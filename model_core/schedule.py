@@ -85,7 +85,7 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
 def respacing_for(diffusion_steps: int, steps: int, sampler: str) -> str:
     """The respacing that a plain number of steps stands for.
 
-    For DDPM it is the published count, from the first timestep to the last. For DDIM it is the DDIM
+    For DDPM it is the published count, from the first timestep to the last. For the others it is the DDIM
     paper's stride, whole if ``steps`` allows: a plain count would begin at the last timestep, where a
     cosine schedule leaves no signal and guided DDIM diverges.
 
@@ -150,6 +150,13 @@ class StepTable:
     fixed_variance: Array
     """Variance where it is not learned: the posterior's (small) or beta (large)."""
     fixed_log_variance: Array
+    dpmpp_xt: Array
+    """sigma_{t-1} / sigma_t: weight of x_t in a DPM-Solver++ step (Lu et al. 2022, equation 9)."""
+    dpmpp_x0: Array
+    """alpha_{t-1} (1 - e^-h): weight of the predicted x_0 in it, h the step in half the log SNR."""
+    dpmpp_slope: Array
+    """h / (2 h of the step before): how far x_0 is carried on from the previous prediction (Algorithm 2);
+    0 at the first step, which has none, and at the last, where h is infinite."""
 
     @property
     def num_steps(self) -> int:
@@ -181,6 +188,8 @@ def step_table(config: DiffusionConfig, respacing: str = "") -> StepTable:
         fixed_log_variance = np.log(fixed_variance)
     else:
         fixed_variance, fixed_log_variance = posterior_variance, np.log(min_variance)
+    alpha, alpha_prev = np.sqrt(alpha_bar), np.sqrt(alpha_bar_prev)
+    sigma_ratio = np.sqrt((1.0 - alpha_bar_prev) / (1.0 - alpha_bar))
     return StepTable(
         timestep=kept.astype(np.float64),
         model_t=kept * (1000.0 / config.diffusion_steps if config.rescale_timesteps else 1.0),
@@ -197,4 +206,16 @@ def step_table(config: DiffusionConfig, respacing: str = "") -> StepTable:
         max_log_variance=np.log(beta),
         fixed_variance=fixed_variance,
         fixed_log_variance=fixed_log_variance,
+        dpmpp_xt=sigma_ratio,
+        dpmpp_x0=alpha_prev - alpha * sigma_ratio,
+        dpmpp_slope=_dpmpp_slope(alpha_bar),
     )
+
+
+def _dpmpp_slope(alpha_bar: Array) -> Array:
+    half_log_snr = 0.5 * np.log(alpha_bar / (1.0 - alpha_bar))  # ascending in the order of the steps
+    h = half_log_snr[:-1] - half_log_snr[1:]  # h[i]: of the step from i + 1 to i
+    slope = np.zeros_like(alpha_bar)
+    if len(alpha_bar) > 2:
+        slope[1:-1] = h[:-1] / (2 * h[1:])
+    return slope

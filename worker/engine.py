@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.batch import SampleBatch
+from model_core.denoiser import Denoiser, SampleSpec
 from model_core.pictures import from_pixels, to_pixels
 from model_core.schedule import respaced_timesteps
 from worker.lane import Lane, StepReport, out_of_memory

@@ -10,7 +10,8 @@ from typing import Generic, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.batch import SampleBatch
+from model_core.denoiser import Denoiser, SampleSpec
 from model_core.samplers import StepOutput
 from worker.scheduler import Candidate, Policy, choose
 

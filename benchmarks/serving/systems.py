@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 
 from benchmarks.serving.workload import Arrival, Recorder, Result, take_group
-from model_core.denoiser import Denoiser, SampleBatch
+from model_core.batch import SampleBatch
+from model_core.denoiser import Denoiser
 from worker.engine import Engine, Event, Finished, Request, Stage
 from worker.lane import StepReport
 from worker.scheduler import Policy

@@ -16,9 +16,10 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from model_core.batch import SampleBatch
 from model_core.bundle import Store
 from model_core.classifier import Classifier
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.denoiser import Denoiser, SampleSpec
 from model_core.pictures import from_pixels, to_pixels
 from model_core.samplers import Sampler
 from model_core.training.config import ClassifierTraining, load_config

@@ -21,7 +21,8 @@ import json, sys
 from pathlib import Path
 import torch
 from model_core.bundle import open_bundle
-from model_core.denoiser import SampleBatch, SampleSpec
+from model_core.batch import SampleBatch
+from model_core.denoiser import SampleSpec
 from model_core.weights import load
 
 def memory(field):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from model_core.batch import SampleBatch
 from model_core.config import ClassifierConfig, DiffusionConfig, UNetConfig
-from model_core.denoiser import Denoiser, SampleBatch, SampleSpec
+from model_core.denoiser import Denoiser, SampleSpec
 from model_core.noise import noise_keys, normal, threefry2x32
 from model_core.samplers import Sampler
 from model_core.sampling import sample
