@@ -16,10 +16,10 @@ import typer
 from model_core.batch import SampleBatch
 from model_core.bundle import Store
 from model_core.denoiser import Denoiser, SampleSpec
+from model_core.hardware import choose_dtype
 from model_core.samplers import Sampler
 from model_core.weights import load
 from worker.engine import Engine, Request, stage_of
-from worker.registry import choose_dtype
 
 STEPS = 25
 

@@ -18,7 +18,7 @@ from model_core.bundle import Bundle, BundleError, sha256
 from model_core.classifier import Classifier
 from model_core.config import ClassifierConfig, UNetConfig
 from model_core.denoiser import Denoiser
-from model_core.unet import Trunk, build_unet
+from model_core.unet import Trunk, UNet, build_unet
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types weights may have on disk."""
@@ -92,6 +92,19 @@ def check_file(path: Path, expected: Shapes) -> None:
         check_weights(path.name, expected, file.keys(), describe)
 
 
+def _fill(network: Trunk, tensor_for: Callable[[str, Tensor], Tensor]) -> None:
+    for name, empty in network.state_dict().items():
+        module, _, leaf = name.rpartition(".")
+        tensor = tensor_for(name, empty)
+        setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+
+
+def _format(tensor: Tensor) -> torch.memory_format:
+    """Half-precision convolutions are fastest with the channels last."""
+    half_conv = tensor.dim() == 4 and tensor.dtype != torch.float32
+    return torch.channels_last if half_conv else torch.contiguous_format
+
+
 def load_network(
     config: UNetConfig | ClassifierConfig, path: Path, device: torch.device | str, dtype: torch.dtype
 ) -> Trunk:
@@ -111,13 +124,29 @@ def load_network(
     network = build(config)
     network.set_torso_dtype(dtype)
     check_file(path, expected_shapes(network))
-    for name, empty in network.state_dict().items():
+
+    def read(name: str, empty: Tensor) -> Tensor:
         # Opened anew for each: the pages of a tensor just copied do not stay mapped beside the copy.
         with _opened(path) as file:
-            tensor = file.get_tensor(name).to(device, empty.dtype, copy=True)
-        module, _, leaf = name.rpartition(".")
-        setattr(network.get_submodule(module), leaf, nn.Parameter(tensor, requires_grad=False))
+            tensor: Tensor = file.get_tensor(name).to(device, empty.dtype, copy=True)
+        return tensor.contiguous(memory_format=_format(tensor))
+
+    _fill(network, read)
     return network
+
+
+def blank(
+    unet: UNetConfig, classifier: ClassifierConfig | None, device: torch.device | str, dtype: torch.dtype
+) -> tuple[UNet, Classifier | None]:
+    """Networks as :func:`load` makes them, but their weights have no values."""
+
+    def one(config: UNetConfig | ClassifierConfig) -> Any:
+        network = build(config)
+        network.set_torso_dtype(dtype)
+        _fill(network, lambda name, x: torch.empty_like(x, device=device, memory_format=_format(x)))
+        return network
+
+    return one(unet), one(classifier) if classifier else None
 
 
 def copy_weights(path: Path, network: nn.Module) -> None:
@@ -144,6 +173,17 @@ def load(bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype 
     if config.classifier:
         classifier = load_network(config.classifier, bundle.weights_path("classifier"), device, dtype)
     return Denoiser(unet, classifier, config.diffusion)  # type: ignore[arg-type]
+
+
+def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:
+    """Weights of both networks, by the network's name and their own."""
+    networks = {"unet": denoiser.unet, "classifier": denoiser.classifier}
+    return {
+        f"{part}.{name}": tensor
+        for part, network in networks.items()
+        if network is not None
+        for name, tensor in network.state_dict().items()
+    }
 
 
 def verify(bundle: Bundle) -> None:

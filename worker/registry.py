@@ -14,38 +14,12 @@ import torch
 
 from model_core.bundle import Bundle, BundleError, Store
 from model_core.denoiser import Denoiser
-from model_core.importing import DTYPES
+from model_core.hardware import choose_device, choose_dtype
 from model_core.weights import load
 from worker.engine import Engine, measure_width
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device a setting means.
-
-    Raises:
-        ValueError: if there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: {name!r} is not a device (auto, cpu, cuda, cuda:1, ...)") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: no CUDA device is available here")
-    return device
-
-
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type a setting means: half precision wherever the hardware multiplies matrices in it."""
-    if name != "auto":
-        return DTYPES[name]
-    if device.type == "cuda":
-        return torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
 
 
 def next_bucket(count: int) -> int:

@@ -15,10 +15,10 @@ from benchmarks.serving.simulation import tune
 from benchmarks.serving.systems import System, engine, grouped
 from benchmarks.serving.workload import Mix, Result, make_trace
 from model_core.bundle import Store
+from model_core.hardware import choose_dtype
 from model_core.importing import DTYPES
 from model_core.weights import load
 from worker.engine import measure_width
-from worker.registry import choose_dtype
 from worker.scheduler import Policy
 
 Figures = dict[str, Result]

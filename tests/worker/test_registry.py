@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from model_core.bundle import BundleError
+from model_core.hardware import choose_device, choose_dtype
 from tests.models import publish, tiny_config
 from worker.engine import Engine
-from worker.registry import Registry, choose_device, choose_dtype, next_bucket
+from worker.registry import Registry, next_bucket
 from worker.settings import WorkerSettings
 
 
