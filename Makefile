@@ -31,7 +31,7 @@ demo: $(STAMP) ## Start everything here, make a picture (demo.png), and serve un
 	$(BIN)/guided demo $(if $(EXIT),--exit)
 
 test: lint ## Lint, then run all tests.
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 clean: ## Remove what the targets made.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

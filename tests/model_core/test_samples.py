@@ -26,6 +26,8 @@ def mixed_specs() -> list[SampleSpec]:
         SampleSpec(3, 5, respacing="4,2,1", sampler=Sampler.DDIM, eta=0.6, label=9, clip_denoised=False),
         SampleSpec(4, 0, respacing="7", label=2, guidance_scale=20.0, guidance_interval=(300, 700)),
         SampleSpec(5, 0, respacing="ddim8", sampler=Sampler.DDIM, label=1, guidance_scale=-5.0, clip_denoised=False),
+        SampleSpec(6, 0, respacing="stride6", sampler=Sampler.DPMPP_2M, label=5, guidance_scale=20.0),
+        SampleSpec(7, 0, respacing="ddim10", sampler=Sampler.DDIM, label=8, guidance_scale=20.0, guidance_every=3),
     ]
 
 
@@ -54,8 +56,8 @@ def test_one_unet_pass_per_step_and_classifier_only_for_the_guided() -> None:
     denoiser.classifier.register_forward_pre_hook(lambda _, args: classifier_widths.append(len(args[0])))
     batch = SampleBatch(denoiser, specs)
     batch.step()
-    assert unet_widths == [6]
-    assert classifier_widths == [3]  # sample 4's interval begins below its first timestep, 999
+    assert unet_widths == [8]
+    assert classifier_widths == [5]  # sample 4's interval begins below its first timestep, 999
 
 
 def test_guidance_interval_saves_passes_and_changes_only_inside() -> None:
@@ -67,6 +69,48 @@ def test_guidance_interval_saves_passes_and_changes_only_inside() -> None:
     assert torch.equal(sample(denoiser, [outside]), sample(denoiser, [unguided]))
     assert torch.equal(sample(denoiser, [everywhere]), sample(denoiser, [guided]))
     assert not torch.equal(sample(denoiser, [guided]), sample(denoiser, [unguided]))
+
+
+def test_guidance_every_k_steps_saves_passes_and_uses_gradients_again() -> None:
+    denoiser = tiny_denoiser()
+    passes: list[int] = []
+    assert denoiser.classifier is not None
+    denoiser.classifier.register_forward_pre_hook(lambda _, args: passes.append(len(args[0])))
+    made = {}
+    for every in (1, 3, 10):
+        passes.clear()
+        spec = SampleSpec(
+            7, 0, respacing="ddim10", sampler=Sampler.DDIM, label=4, guidance_scale=30.0, guidance_every=every
+        )
+        made[every] = sample(denoiser, [spec])
+        assert len(passes) == -(-10 // every)
+    plain = SampleSpec(7, 0, respacing="ddim10", sampler=Sampler.DDIM, label=4, guidance_scale=30.0)
+    assert torch.equal(made[1], sample(denoiser, [plain]))
+    assert not torch.equal(made[1], made[3])
+    assert not torch.equal(made[3], made[10])
+
+
+def test_guidance_every_counts_from_the_start_of_the_interval() -> None:
+    denoiser = tiny_denoiser()
+    spec = SampleSpec(1, 0, respacing="10", label=4, guidance_scale=9.0, guidance_interval=(0, 700), guidance_every=2)
+    batch = SampleBatch(denoiser, [spec])
+    guided = []
+    while batch.steps_left[0]:
+        guided.append(bool(batch.guided))
+        batch.step()
+    assert guided == [False, False, False, True, False, True, False, True, False, True]  # 777 is outside, 666 inside
+
+
+def test_dpmpp_begins_and_ends_as_ddim() -> None:
+    denoiser = tiny_denoiser()
+
+    def make(sampler: Sampler, respacing: str) -> torch.Tensor:
+        spec = SampleSpec(3, 0, respacing=respacing, sampler=sampler, label=2, clip_denoised=False)
+        return sample(denoiser, [spec])
+
+    # Two steps: the first has no step before it, the last is of first order.
+    torch.testing.assert_close(make(Sampler.DPMPP_2M, "stride2"), make(Sampler.DDIM, "stride2"), rtol=1e-4, atol=1e-4)
+    assert not torch.equal(make(Sampler.DPMPP_2M, "stride3"), make(Sampler.DDIM, "stride3"))
 
 
 def test_encoding_and_decoding_returns_the_picture() -> None:
