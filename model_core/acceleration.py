@@ -7,31 +7,26 @@ speed at once.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import logging
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model_core.bundle import Bundle
+from model_core.bundle import Bundle, exclusive
 from model_core.config import ClassifierConfig, DiffusionConfig, FrozenModel, UNetConfig, UpsamplerConfig
-from model_core.denoiser import Denoiser, Functions
+from model_core.denoiser import Denoiser, Functions, UpdateInputs
 from model_core.hardware import name_hardware
 from model_core.importing import DTYPES
 from model_core.weights import blank, weights_of
-
-log = logging.getLogger(__name__)
 
 
 class AccelerationError(Exception):
@@ -82,13 +77,6 @@ def source_hash() -> str:
     return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def compiled_folder(root: Path, target: Target) -> Path:
     """Where the code for ``target`` is, once it is compiled."""
     return root / target.key
@@ -102,7 +90,9 @@ def compile_here(root: Path, target: Target) -> Path:
     """
     folder = compiled_folder(root, target)
     root.mkdir(parents=True, exist_ok=True)
-    with _locked(root / f"{target.key}.lock"):
+    lock = root / f"{target.key}.lock"
+    lock.touch()
+    with exclusive(lock):
         if folder.is_dir():
             return folder
         from model_core.graphs import compile_graphs
@@ -176,7 +166,7 @@ class Compiled(Functions):
 
     def predict(self, x_t: Tensor, model_t: Tensor, y: Tensor | None, low_res: Tensor | None) -> Tensor:
         """The UNet's output."""
-        out: Tensor = self._run("predict", *(part for part in (x_t, model_t, y, low_res) if part is not None))
+        out: Tensor = self._run("predict", x_t, model_t, y, low_res)
         return out
 
     def gradient(self, x_t: Tensor, model_t: Tensor, label: Tensor) -> Tensor:
@@ -184,25 +174,15 @@ class Compiled(Functions):
         out: Tensor = self._run("gradient", x_t, model_t, label)
         return out
 
-    def update(
-        self,
-        rows: Tensor,
-        x_t: Tensor,
-        output: Tensor,
-        gradient: Tensor | None,
-        scale: Tensor,
-        previous_x0: Tensor,
-        noise: Tensor,
-        *choices: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, of: UpdateInputs) -> tuple[Tensor, Tensor]:
         """See :func:`model_core.denoiser.update`."""
-        gradient = torch.zeros_like(x_t) if gradient is None else gradient
-        x, x0 = self._run("update", rows, x_t, output, gradient, scale, previous_x0, noise.expand_as(x_t), *choices)
+        gradient = torch.zeros_like(of.x_t) if of.gradient is None else of.gradient
+        x, x0 = self._run("update", *of._replace(gradient=gradient, noise=of.noise.expand_as(of.x_t)))
         return x, x0
 
-    def _run(self, graph: str, *inputs: Tensor) -> Any:
+    def _run(self, graph: str, *inputs: Tensor | None) -> Any:
         # The code reads memory as it was traced, whatever an input's strides say.
-        return self._graphs[graph](*(part.contiguous() for part in inputs))
+        return self._graphs[graph](*(part.contiguous() for part in inputs if part is not None))
 
 
 def _load_graph(

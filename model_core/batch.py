@@ -6,6 +6,7 @@ loops around :class:`SampleBatch`.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from copy import copy
 
@@ -53,7 +54,8 @@ class SampleBatch:
         self.low_res = None if low_res is None else low_res.to(device)
         encode = np.array([s.sampler == Sampler.DDIM_ENCODE for s in specs])
         # On the host: where each sample is, and what decides whether it gets a classifier pass.
-        self._total = np.array([len(t) for t in self._tables()])
+        tables = [respaced_timesteps(denoiser.diffusion.diffusion_steps, s.respacing) for s in specs]
+        self._total = np.array([len(kept) for kept in tables])
         self._taken = np.zeros(len(self.specs), dtype=np.int64)
         self._direction = np.where(encode, 1, -1)
         self._weight = np.array([s.guidance_scale for s in specs], dtype=np.float32)
@@ -62,7 +64,7 @@ class SampleBatch:
         self._noisy = np.array([s.sampler == Sampler.DDPM or s.eta > 0 for s in specs])
         self._every = np.array([s.guidance_every for s in specs])
         # Steps before the interval, from which the k of "every k steps" are counted.
-        self._before = np.array([sum(t > h for t in kept) for kept, h in zip(self._tables(), self._high, strict=True)])
+        self._before = np.array([len(kept) - bisect_right(kept, h) for kept, h in zip(tables, self._high, strict=True)])
         self.locate()
         # On the device: what the update rules read.
         self._sampler = torch.tensor([int(s.sampler) for s in specs], device=device)
@@ -75,9 +77,6 @@ class SampleBatch:
         self.x = normal(self._keys, draw, denoiser.shape) if start is None else start.to(device, torch.float32)
         """The samples as they are now, (B, C, H, W)."""
         self._gradient = self._x0 = torch.zeros_like(self.x)
-
-    def _tables(self) -> list[tuple[int, ...]]:
-        return [respaced_timesteps(self.denoiser.diffusion.diffusion_steps, s.respacing) for s in self.specs]
 
     def __len__(self) -> int:
         return len(self.specs)

@@ -276,12 +276,8 @@ class Store:
     def lock(self) -> Iterator[None]:
         """Keep other publishers of this folder waiting, for who reads the newest version to make the next."""
         self.root.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.root, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with exclusive(self.root):
             yield
-        finally:
-            os.close(descriptor)
 
     def rollback(self, name: str, version: str | None = None) -> tuple[str, str]:
         """Move ``latest`` back to an earlier version; the newer ones stay.
@@ -342,6 +338,17 @@ def write_config(path: Path, config: BundleConfig) -> BundleConfig:
     config = config.model_copy(update={"weights": records})
     (path / CONFIG).write_text(json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
     return config
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Hold the lock of a file or folder that exists, once no other process does."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

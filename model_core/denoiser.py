@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -69,41 +69,40 @@ class StepBatch:
     """(B, C, H, W): what the step before gave as ``pred_x0``; ``None``: zero."""
 
 
-def update(
-    config: DiffusionConfig,
-    rows: Tensor,
-    x_t: Tensor,
-    output: Tensor,
-    gradient: Tensor | None,
-    scale: Tensor,
-    previous_x0: Tensor,
-    noise: Tensor,
-    sampler: Tensor,
-    eta: Tensor,
-    clip: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """From the networks' outputs to the next x and the predicted x_0, by each sample's own rule.
+class UpdateInputs(NamedTuple):
+    """What :func:`update` reads; all but ``gradient`` are tensors on the model's device."""
 
-    Args:
-        config: the process.
-        rows: (B, K) coefficients, see :meth:`CoefficientBank.rows`.
-        x_t: (B, C, H, W).
-        output: of the UNet.
-        gradient: (B, C, H, W) of log p(y | x_t), or ``None`` if no sample is guided.
-        scale: (B,) guidance scale, 0 where a sample is not guided.
-        previous_x0: (B, C, H, W).
-        noise: standard normal, broadcastable to x_t.
-        sampler: (B,) int64.
-        eta: (B,).
-        clip: (B,) bool.
-    """
-    c = Coefficients(*rows.unbind(1)).per_pixel()
-    p = predict(config, c, x_t, output, clip)
+    rows: Tensor
+    """(B, K) coefficients, see :meth:`CoefficientBank.rows`."""
+    x_t: Tensor
+    """(B, C, H, W)."""
+    output: Tensor
+    """Of the UNet."""
+    gradient: Tensor | None
+    """(B, C, H, W) of log p(y | x_t), or ``None`` if no sample is guided."""
+    scale: Tensor
+    """(B,) guidance scale, 0 where a sample is not guided."""
+    previous_x0: Tensor
+    """(B, C, H, W)."""
+    noise: Tensor
+    """Standard normal, broadcastable to x_t."""
+    sampler: Tensor
+    """(B,) int64."""
+    eta: Tensor
+    """(B,)."""
+    clip: Tensor
+    """(B,) bool."""
+
+
+def update(config: DiffusionConfig, of: UpdateInputs) -> tuple[Tensor, Tensor]:
+    """From the networks' outputs to the next x and the predicted x_0, by each sample's own rule."""
+    c = Coefficients(*of.rows.unbind(1)).per_pixel()
+    p = predict(config, c, of.x_t, of.output, of.clip)
     guidance = None
-    if gradient is not None:
-        weight = scale[:, None, None, None]
-        guidance = Guidance(weight != 0, gradient * weight)
-    out = sampler_step(sampler, c, x_t, p, guidance, noise, eta, previous_x0, clip)
+    if of.gradient is not None:
+        weight = of.scale[:, None, None, None]
+        guidance = Guidance(weight != 0, of.gradient * weight)
+    out = sampler_step(of.sampler, c, of.x_t, p, guidance, of.noise, of.eta, of.previous_x0, of.clip)
     return out.x, out.pred_x0
 
 
@@ -116,19 +115,7 @@ class Functions(Protocol):
     def gradient(self, x_t: Tensor, model_t: Tensor, label: Tensor) -> Tensor:
         """Gradient of log p(label | x_t)."""
 
-    def update(
-        self,
-        rows: Tensor,
-        x_t: Tensor,
-        output: Tensor,
-        gradient: Tensor | None,
-        scale: Tensor,
-        previous_x0: Tensor,
-        noise: Tensor,
-        sampler: Tensor,
-        eta: Tensor,
-        clip: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, of: UpdateInputs) -> tuple[Tensor, Tensor]:
         """See :func:`update`."""
 
 
@@ -186,6 +173,10 @@ class Denoiser:
             return self.unet.config.num_classes
         return self.classifier.config.num_classes if self.classifier is not None else None
 
+    def shown(self, label: Tensor) -> Tensor | None:
+        """What the UNet is shown of the labels: nothing, unless it is class-conditional."""
+        return label if self.unet.config.num_classes is not None else None
+
     def check(self, spec: SampleSpec) -> None:
         """Check that this model can make the sample.
 
@@ -229,24 +220,23 @@ class Denoiser:
         """
         rows = self.bank.rows(batch.row)
         model_t = rows[:, MODEL_T]
-        y = batch.label if self.unet.config.num_classes is not None else None
-        output = self.functions.predict(x_t, model_t, y, low_res)
+        output = self.functions.predict(x_t, model_t, self.shown(batch.label), low_res)
         gradient = batch.gradient
         if len(who := batch.guided):
             fresh = self.functions.gradient(x_t[who], model_t[who], batch.label[who])
             gradient = torch.zeros_like(x_t) if gradient is None else gradient
             gradient = gradient.index_copy(0, who, fresh.to(x_t.dtype))
-        previous_x0 = torch.zeros_like(x_t) if batch.previous_x0 is None else batch.previous_x0
-        x, pred_x0 = self.functions.update(
-            rows,
-            x_t,
-            output,
-            gradient,
-            batch.guidance_scale,
-            previous_x0,
-            noise,
-            batch.sampler,
-            batch.eta,
-            batch.clip,
+        inputs = UpdateInputs(
+            rows=rows,
+            x_t=x_t,
+            output=output,
+            gradient=gradient,
+            scale=batch.guidance_scale,
+            previous_x0=torch.zeros_like(x_t) if batch.previous_x0 is None else batch.previous_x0,
+            noise=noise,
+            sampler=batch.sampler,
+            eta=batch.eta,
+            clip=batch.clip,
         )
+        x, pred_x0 = self.functions.update(inputs)
         return StepOutput(x, pred_x0, gradient)

@@ -2,7 +2,7 @@
 
 The graphs hold no weights: code is compiled for an architecture, and takes any weights of it.
 
-Tracing replaces four operations, for reasons measured on CPUs (``benchmarks/model.py``): group
+Tracing replaces three operations, for reasons measured on CPUs (``benchmarks/model.py``): group
 normalisation by sums per channel and one multiply-add per value, which vectorise in the channels-last
 layout where sums over groups of six channels do not; its gradient likewise; the gradient of attention by
 matrix products, which half-precision units run much faster than the fused kernel.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from model_core.denoiser import Denoiser, update
+from model_core.denoiser import Denoiser, UpdateInputs, update
 from model_core.guidance import classifier_gradient
 from model_core.samplers import Coefficients
 from model_core.weights import weights_of
@@ -120,7 +121,7 @@ def example_inputs(denoiser: Denoiser, batch: int = 2) -> dict[str, tuple[Tensor
     if denoiser.low_res_shape is not None:
         inputs.append(torch.zeros(batch, *denoiser.low_res_shape, device=device))
     output = torch.zeros(batch, denoiser.unet.config.out_channels, *denoiser.shape[1:], device=device)
-    rows = torch.ones(batch, len(Coefficients.__dataclass_fields__), device=device)
+    rows = torch.ones(batch, len(fields(Coefficients)), device=device)
     graphs: dict[str, tuple[Tensor, ...]] = {
         "predict": tuple(inputs),
         "update": (rows, x, output, x, one, x, x, label, one, label.bool()),
@@ -147,7 +148,7 @@ def _functions(denoiser: Denoiser) -> dict[str, Callable[..., Any]]:
         return classifier_gradient(denoiser.classifier, x, t, label).contiguous()
 
     def step(*inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return update(denoiser.diffusion, *inputs)
+        return update(denoiser.diffusion, UpdateInputs(*inputs))
 
     return {"predict": predict, "gradient": gradient, "update": step}
 

@@ -20,10 +20,23 @@ def choose_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return find_device(name, "auto, cpu, cuda, cuda:1, ...")
+
+
+def find_device(name: str, known: str = "cpu, cuda, cuda:1, ...") -> torch.device:
+    """The device of that name.
+
+    Args:
+        name: PyTorch's.
+        known: what may be given instead, for the error.
+
+    Raises:
+        ValueError: if there is no such device.
+    """
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device: {name!r} is not a device (auto, cpu, cuda, cuda:1, ...)") from None
+        raise ValueError(f"device: {name!r} is not a device ({known})") from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError("device: no CUDA device is available here")
     return device

@@ -6,22 +6,20 @@ import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import torch
 from rich.progress import Progress
 from torch import Tensor
 
 from model_core.bundle import Bundle, BundleConfig
 from model_core.config import UpsamplerConfig
 from model_core.denoiser import Denoiser, SampleSpec
+from model_core.hardware import find_device
 from model_core.importing import DTYPES
 from model_core.pictures import from_pixels, read, save, to_pixels
-from model_core.samplers import Sampler
+from model_core.samplers import SAMPLERS
 from model_core.sampling import sample
 from model_core.schedule import respaced_timesteps, respacing_for
 from model_core.seeds import image_seed, random_label
 from model_core.weights import load
-
-SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
 
 
 @dataclass(frozen=True)
@@ -114,13 +112,7 @@ def _check_cascade(base: BundleConfig, upper: BundleConfig | None, source: Path 
 
 def load_for(bundle: Bundle, options: SampleOptions) -> Denoiser:
     """Load a bundle on the device and in the precision asked for."""
-    try:
-        device = torch.device(options.device)
-    except RuntimeError:
-        raise ValueError(f"device: {options.device!r} is not a device (cpu, cuda, cuda:1, ...)") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device: no CUDA device is available here")
-    return load(bundle, device, DTYPES[options.dtype])
+    return load(bundle, find_device(options.device), DTYPES[options.dtype])
 
 
 def choose_labels(text: str, num: int | None, seed: int, config: BundleConfig) -> list[int] | None:

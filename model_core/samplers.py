@@ -30,8 +30,8 @@ class Sampler(IntEnum):
     """DPM-Solver++(2M): second order, deterministic, for few steps (Lu et al. 2022, Algorithm 2)."""
 
 
-SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM, "dpmpp_2m": Sampler.DPMPP_2M}
-"""Samplers by the name requests and options give them."""
+SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
+"""Samplers that requests and options may name."""
 
 
 @dataclass(frozen=True)

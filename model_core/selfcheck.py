@@ -17,6 +17,7 @@ from model_core.acceleration import AccelerationError, source_hash
 from model_core.bundle import Bundle
 from model_core.denoiser import Denoiser, Functions
 from model_core.noise import noise_keys, normal
+from model_core.schedule import step_table
 from model_core.weights import load
 
 LIMITS = {"predict": 0.06, "gradient": 0.25}
@@ -39,12 +40,11 @@ class Probe:
         """For a model, on its device."""
         device, config = denoiser.device, denoiser.diffusion
         keys, zero = noise_keys([1, 2, 3], [0, 0, 0], device), torch.zeros(3, dtype=torch.int64, device=device)
-        rows = torch.tensor([config.diffusion_steps * part // 8 for part in (1, 4, 7)], device=device)
-        rows = rows + denoiser.bank.offset("")
+        shown = step_table(config).model_t[[config.diffusion_steps * part // 8 for part in (1, 4, 7)]]
         small = denoiser.low_res_shape
         return cls(
             x_t=normal(keys, zero, denoiser.shape),
-            model_t=denoiser.bank.gather(rows).model_t,
+            model_t=torch.tensor(shown, dtype=torch.float32, device=device),
             label=torch.arange(3, device=device) % (denoiser.num_classes or 1),
             low_res=None if small is None else normal(keys, zero + 1, small).clamp(-1, 1),
         )
@@ -54,8 +54,7 @@ class Probe:
 def answers(denoiser: Denoiser, functions: Functions) -> dict[str, Tensor]:
     """What functions make of the fixed inputs, on the CPU."""
     probe = Probe.of(denoiser)
-    y = probe.label if denoiser.unet.config.num_classes is not None else None
-    found = {"predict": functions.predict(probe.x_t, probe.model_t, y, probe.low_res)}
+    found = {"predict": functions.predict(probe.x_t, probe.model_t, denoiser.shown(probe.label), probe.low_res)}
     if denoiser.classifier is not None:
         found["gradient"] = functions.gradient(probe.x_t, probe.model_t, probe.label)
     return {name: answer.float().cpu().contiguous() for name, answer in found.items()}

@@ -128,8 +128,8 @@ def load_network(
     def read(name: str, empty: Tensor) -> Tensor:
         # Opened anew for each: the pages of a tensor just copied do not stay mapped beside the copy.
         with _opened(path) as file:
-            tensor: Tensor = file.get_tensor(name).to(device, empty.dtype, copy=True)
-        return tensor.contiguous(memory_format=_format(tensor))
+            tensor: Tensor = file.get_tensor(name).to(device, empty.dtype, copy=True, memory_format=_format(empty))
+        return tensor
 
     _fill(network, read)
     return network

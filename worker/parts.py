@@ -14,13 +14,12 @@ from torch import Tensor
 
 from model_core.denoiser import SampleSpec
 from model_core.pictures import to_pixels
-from model_core.samplers import Sampler
+from model_core.samplers import SAMPLERS
 from worker.artifacts import ArtifactStore, encode_picture
 from worker.engine import Request, Stage
 from worker.jobs import SampleJob
 from worker.registry import Loaded, lane_key
 
-SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
 STORE_ATTEMPTS = 4
 
 

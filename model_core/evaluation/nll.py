@@ -136,7 +136,7 @@ def _batches(
 
 
 def _bound_model(denoiser: Denoiser, labels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    y = labels if denoiser.unet.config.num_classes is not None else None
+    y = denoiser.shown(labels)
     return lambda x_t, t: denoiser.unet(x_t, t, y)
 
 
