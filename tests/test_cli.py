@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +123,7 @@ def test_errors_are_one_line_and_name_the_option(
     out = [] if "--out" in given else ["--out", tmp_path / "never.png"]
     error = guided("sample", *given, *out, models=models, code=2)
     assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "never.png").exists()
 
 
@@ -150,6 +152,25 @@ def test_importing_clients_and_server_does_not_import_torch() -> None:
     code = "import sys, clients.cli, server, worker, model_core.config, model_core.presets, model_core.schedule; \
             import model_core.bundle; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"], ["sample"], ["train"], ["worker"], ["models", "import"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    code = f"""
+import sys
+from clients.cli import app
+app([*{verb}, "--help"], standalone_mode=False)
+heavy = {{"torch", "numpy", "httpx", "fastapi", "redis", "PIL", "server.schemas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+
+
+def test_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "clients", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"guided-sampling-server {version('guided-sampling-server')}\n"
 
 
 def test_import_model_core_is_quick() -> None:
