@@ -82,7 +82,9 @@ def generate(
     ] = None,
     sampler: Annotated[
         str | None,
-        typer.Option(help="ddpm or ddim; default: the model's.", rich_help_panel=HOW, autocompletion=samplers),
+        typer.Option(
+            help="ddpm, ddim or dpmpp_2m; default: the model's.", rich_help_panel=HOW, autocompletion=samplers
+        ),
     ] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise, 0 to 1.", rich_help_panel=HOW)] = None,
     scale: Annotated[
@@ -90,6 +92,12 @@ def generate(
     ] = None,
     guidance_interval: Annotated[
         tuple[int, int] | None, typer.Option(help="Guide only at timesteps from LOW to HIGH.", rich_help_panel=HOW)
+    ] = None,
+    guidance_every: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Compute the classifier's gradient at every so many guided steps.", rich_help_panel=HOW
+        ),
     ] = None,
     clip: Annotated[
         bool | None, typer.Option("--clip/--no-clip", help="Clip predicted x_0 to [-1, 1].", rich_help_panel=HOW)
@@ -133,6 +141,7 @@ def generate(
         "eta": eta,
         "guidance_scale": scale,
         "guidance_interval": list(guidance_interval) if guidance_interval else None,
+        "guidance_every": guidance_every,
         "clip_denoised": clip,
         "seed": seed,
         "priority": priority,

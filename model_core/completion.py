@@ -55,9 +55,9 @@ def folder(context: typer.Context) -> Path:
 
 def samplers(incomplete: str) -> list[str]:
     """Samplers by name."""
-    from model_core.bundle import SamplingDefaults
+    from model_core.config import SamplerName
 
-    return beginning(incomplete, get_args(SamplingDefaults.model_fields["sampler"].annotation))
+    return beginning(incomplete, get_args(SamplerName))
 
 
 def presets(incomplete: str) -> list[str]:
