@@ -22,14 +22,14 @@ lint: $(STAMP) ## Check format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/site
 
 format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 docs: $(STAMP) ## Build the documentation into build/site; a broken link or anchor is an error.
-	$(BIN)/sphinx-build -q -W --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/site
 
 demo: $(STAMP) ## Start everything here, make a picture (demo.png), and serve until Ctrl-C; EXIT=1 stops after it.
 	$(BIN)/guided demo $(if $(EXIT),--exit)
