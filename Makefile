@@ -22,7 +22,6 @@ lint: $(STAMP) ## Check format, lint and types.
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/sphinx-build -q -E -W --keep-going -c docs -d build/doctrees . build/site
 
 format: $(STAMP) ## Format, and fix what can be fixed.
 	$(BIN)/ruff format .

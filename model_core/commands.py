@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -91,6 +92,12 @@ def list_models(models_dir: ModelsDir = MODELS_DIR, as_json: AsJson = False) -> 
     Console().print(table if rows else f"No models in {models_dir}.")
 
 
+def _busy(what: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal: large files take their time."""
+    console = Console(stderr=True)
+    return console.status(f"{what} ...") if console.is_terminal else nullcontext()
+
+
 def _published(bundle: Bundle, as_json: bool, said: str = "published") -> None:
     """Tell which version a verb was about."""
     if as_json:
@@ -117,7 +124,8 @@ def verify(model: Reference, models_dir: ModelsDir = MODELS_DIR, as_json: AsJson
     from model_core.weights import verify as verify_bundle
 
     bundle = open_reference(model, models_dir)
-    verify_bundle(bundle)
+    with _busy("checking"):
+        verify_bundle(bundle)
     if as_json:
         _published(bundle, as_json)
     else:
@@ -191,14 +199,15 @@ def import_model(
         raise ValueError(f"dtype: {dtype!r} is not one of {DTYPE_HELP}")
     if classifier is None and (classifier_preset or classifier_flags):
         raise ValueError("classifier: its preset or flags were given, but no file")
-    bundle = import_checkpoints(
-        _store(models_dir),
-        name,
-        Checkpoint(unet, preset, flags),
-        Checkpoint(classifier, classifier_preset, classifier_flags) if classifier else None,
-        class_names=class_names.read_text().splitlines() if class_names else None,
-        dtype=dtype,
-    )
+    with _busy("converting"):
+        bundle = import_checkpoints(
+            _store(models_dir),
+            name,
+            Checkpoint(unet, preset, flags),
+            Checkpoint(classifier, classifier_preset, classifier_flags) if classifier else None,
+            class_names=class_names.read_text().splitlines() if class_names else None,
+            dtype=dtype,
+        )
     _published(bundle, as_json)
 
 

@@ -92,6 +92,12 @@ def test_upsampling_a_png(models: Path, tmp_path: Path) -> None:
         assert file["arr_1"].tolist() == [1, 1]
 
 
+def test_json(models: Path, tmp_path: Path) -> None:
+    make = ["sample", "tiny", "--steps", 2, "--seed", 5, "--upsample", "up", "--json", "--out", tmp_path / "a.png"]
+    told = json.loads(guided(*make, models=models))
+    assert told == {"out": f"{tmp_path}/a.png", "models": ["tiny@1", "up@1"], "seed": 5}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -140,6 +146,12 @@ def test_models_verbs(models: Path, tmp_path: Path) -> None:
     assert "new" in guided("models", "list", models=root)
     assert json.loads(guided("models", "show", "new@1", models=root))["class_names"][9] == "n9"
     assert "whole" in guided("models", "verify", "new", models=root)
+    told = json.loads(guided("models", "verify", "new", "--json", models=root))
+    assert (told["name"], told["version"], told["path"]) == ("new", "2", str(root / "new" / "2"))
+    again = ["models", "publish", models / "tiny" / "1", "new", "--json"]
+    assert json.loads(guided(*again, models=root))["version"] == "3"
+    rolled = json.loads(guided("models", "rollback", "new", "--json", models=root))
+    assert rolled == {"name": "new", "version": "2", "was": "3"}
     (root / "new" / "2" / "unet.safetensors").write_bytes(b"")
     assert "expected" in guided("models", "verify", "new", models=root, code=2)
     wrong = ["models", "import", "bad", "--unet", tmp_path / "m.pt", "--flags", "--num_channels 100"]

@@ -53,16 +53,16 @@ def train(
     if loaded.publish and models_dir and "models_dir" not in loaded.publish.model_fields_set:
         loaded = loaded.model_copy(update={"publish": loaded.publish.model_copy(update={"models_dir": models_dir})})
     with redirect_stdout(sys.stderr) if as_json else nullcontext():
-        code = _run(loaded, processes)
+        code = _run(loaded, processes, as_json)
     if as_json and "WORLD_SIZE" not in os.environ:
         print(json.dumps(summary(loaded.run_dir), indent=2))
     if code:
         sys.exit(code)
 
 
-def _run(config: TrainingConfig, processes: int) -> int:
+def _run(config: TrainingConfig, processes: int, quiet: bool) -> int:
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        return _torchrun(processes, sys.argv[1:], config.run_dir / LOG)
+        return _torchrun(processes, sys.argv[1:], config.run_dir / LOG, quiet)
     from model_core.training.run import run
 
     return 0 if run(config) else STOPPED
@@ -89,9 +89,11 @@ def torchrun_command(processes: int, arguments: list[str]) -> list[str]:
     return [*torchrun, "-m", "clients", *arguments]
 
 
-def _torchrun(processes: int, arguments: list[str], log: Path) -> int:
+def _torchrun(processes: int, arguments: list[str], log: Path, quiet: bool) -> int:
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-    child = subprocess.Popen(torchrun_command(processes, arguments), env=environment, stdout=sys.stdout.fileno())
+    child = subprocess.Popen(
+        torchrun_command(processes, arguments), env=environment, stdout=sys.stderr if quiet else None
+    )
 
     def forward(number: int, frame: FrameType | None) -> Any:
         child.send_signal(signal.SIGTERM)

@@ -42,12 +42,24 @@ def test_generate_saves_one_several_or_all_in_one(stack: Stack, tmp_path: Path) 
 
 def test_every_option_reaches_the_job(stack: Stack, tmp_path: Path) -> None:
     options = ["--respacing", "ddim5", "--sampler", "ddim", "--eta", 0.5, "--scale", 3, "--guidance-interval", 100, 800]
-    options += ["--no-clip", "--priority", "high", "--deadline", 60, "--upsample", "up", "--upsample-respacing", "2"]
+    options += [
+        "--no-clip",
+        "--guidance-every",
+        2,
+        "--priority",
+        "high",
+        "--deadline",
+        60,
+        "--upsample",
+        "up",
+        "--upsample-respacing",
+        "2",
+    ]
     make = ["generate", "--model", "tiny", "--class", 1, *options, "--json", "--out", tmp_path / "x.webp"]
     job = json.loads(guided(*make, url=stack.url))
     base, upper = job["stages"]
     assert (base["respacing"], base["sampler"], base["eta"], base["guidance_scale"]) == ("ddim5", "ddim", 0.5, 3.0)
-    assert (base["guidance_interval"], base["clip_denoised"]) == ([100, 800], False)
+    assert (base["guidance_interval"], base["guidance_every"], base["clip_denoised"]) == ([100, 800], 2, False)
     assert (upper["model"], upper["respacing"], job["priority"], job["format"]) == ("up", "2", "high", "webp")
     assert job["deadline_at"] is not None
     with Image.open(tmp_path / "x.webp") as image:

@@ -23,7 +23,7 @@ def commands(page: Path) -> list[str]:
         span for row in page.read_text().splitlines() if row.startswith("|") for span in re.findall("`(.*?)`", row)
     ]
     inner = [found for line in lines for found in re.findall(r"\$\((guided [^)]*)\)", line)]
-    outer = [re.sub(r"\$\(.*?\)", "ID", line.removeprefix("time ")) for line in lines]
+    outer = [re.sub(r"\$\(.*?\)", "ID", re.sub(r"^(time )?(\.venv/bin/)?", "", line)) for line in lines]
     return [line for line in outer + inner if line.startswith("guided ")]
 
 
