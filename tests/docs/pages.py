@@ -16,9 +16,10 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def commands(page: Path) -> list[str]:
-    """All command lines that begin with ``guided``: in ``sh`` and ``console`` blocks, and in backticks of tables."""
+    """All command lines that begin with ``guided``: in code, and in backticks of tables."""
     lines = [line for code in blocks(page, "sh") for line in _joined(code)]
     lines += [line[2:] for code in blocks(page, "console") for line in _joined(code) if line.startswith("$ ")]
+    lines += re.findall(r"^    (?:\$ )?(guided .*)$", page.read_text(), re.MULTILINE)
     lines += [
         span for row in page.read_text().splitlines() if row.startswith("|") for span in re.findall("`(.*?)`", row)
     ]
