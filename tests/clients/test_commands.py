@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
 
+from clients.cli import app
+from server.schemas import GenerateRequest
 from server.up import free_port
 from tests.stack import Stack, eventually
 
@@ -64,6 +67,15 @@ def test_every_option_reaches_the_job(stack: Stack, tmp_path: Path) -> None:
     assert job["deadline_at"] is not None
     with Image.open(tmp_path / "x.webp") as image:
         assert image.size == (32, 32)
+
+
+def test_every_field_of_a_request_has_an_option() -> None:
+    named = {"class_label": "classes", "num_images": "num", "guidance_scale": "scale", "clip_denoised": "clip"}
+    named |= {"deadline_s": "deadline", "webhook_url": "webhook", "format": "out"}
+    verb = typer.main.get_command(app).get_command(None, "generate")  # type: ignore[attr-defined]
+    options = {parameter.name for parameter in verb.params}
+    fields = set(GenerateRequest.model_fields) - {"preview_every"}  # nobody sees previews here
+    assert {named.get(field, field) for field in fields} <= options
 
 
 def test_detach_and_fetch(stack: Stack, tmp_path: Path) -> None:
