@@ -20,7 +20,7 @@ from model_core.terminal import show as show_pictures
 if TYPE_CHECKING:
     from model_core.bundle import Bundle, Store
 
-models_app = typer.Typer(help="Models: import, list, show, verify, publish, roll back.", no_args_is_help=True)
+models_app = typer.Typer(help="Models: import, list, show, verify, compile, publish, roll back.", no_args_is_help=True)
 
 ModelsDir = Annotated[
     Path, typer.Option("--models-dir", envvar="GUIDED_MODELS_DIR", help="Folder of published models.")
@@ -168,6 +168,38 @@ def rollback(
         print(json.dumps({"name": name, "version": now, "was": was}))
         return
     print(f"{name}: version {now} is the latest now (was {was})")
+
+
+@models_app.command("compile")
+def compile_model(
+    model: Reference,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"auto, {DTYPE_HELP}.", autocompletion=completion.dtypes)] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads the workers will have; default: all cores.")
+    ] = None,
+    models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
+) -> None:
+    """Compile a model for machines like this one, for workers to start with."""
+    import torch
+
+    from model_core.acceleration import code_beside, compile_beside
+    from model_core.hardware import choose_device, choose_dtype
+
+    bundle = open_reference(model, models_dir)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = choose_device(device)
+    chosen = choose_dtype(dtype, where)
+    with _busy("compiling (minutes)"):
+        errors = compile_beside(bundle, where, chosen)
+    found = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+    kind = str(chosen).removeprefix("torch.")
+    if as_json:
+        print(json.dumps({"path": str(code_beside(bundle)), "device": str(where), "dtype": kind, "errors": errors}))
+        return
+    print(f"{code_beside(bundle)}: code for {where} in {kind}; differs from float32 by: {found}")
 
 
 @models_app.command("import", epilog=IMPORT_EXAMPLES)
