@@ -19,8 +19,8 @@ _SERVER_SETS = ("run_dir", "publish", "init")
 _TAGS = (UNetConfig.__name__, UpsamplerConfig.__name__)
 
 
-def plan(request: TrainRequest, settings: ServerSettings, now: float) -> TrainJob:
-    """The job of a request.
+def plan(request: TrainRequest, settings: ServerSettings, now: float, owner: str | None = None) -> TrainJob:
+    """The job of a request; ``owner`` is the name of the key that asks.
 
     Raises:
         ProblemError: 422 naming the fields at fault, 404 for a model to begin with that is not there.
@@ -53,6 +53,7 @@ def plan(request: TrainRequest, settings: ServerSettings, now: float) -> TrainJo
         publish=request.publish,
         publish_every=request.publish_every,
         publish_defaults=request.publish_defaults,
+        owner=owner,
     )
 
 

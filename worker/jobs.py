@@ -67,6 +67,8 @@ class SampleJob(FrozenModel):
     webhook_url: str | None
     part_images: int
     """Pictures per part: the unit in which workers take the request."""
+    owner: str | None = None
+    """Name of the API key that asked."""
 
     @property
     def queue(self) -> str:

@@ -48,6 +48,8 @@ class TrainJob(FrozenModel):
     publish: str | None
     publish_every: int | None
     publish_defaults: SamplingDefaults | None
+    owner: str | None = None
+    """Name of the API key that asked."""
 
     @property
     def steps(self) -> int:
