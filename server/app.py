@@ -7,13 +7,15 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
 from starlette.middleware.cors import CORSMiddleware
 
 from server import problems
 from server.catalog import Catalog
 from server.context import Context
-from server.headers import SecurityHeadersMiddleware
+from server.headers import SecurityHeadersMiddleware, policy_for
 from server.limits import BodyLimitMiddleware
 from server.metrics import MetricsMiddleware, ServerMetrics
 from server.openai_schemas import OpenAIProblem
@@ -27,6 +29,7 @@ from server.settings import ServerSettings
 from server.store import JobStore
 from worker.artifacts import ArtifactStore
 
+DOCS_FILES = "/docs/static"
 DESCRIPTION = """\
 Classifier-guided diffusion (ADM) as a sampling server: `POST /generate` queues a job, workers sample it
 together with everyone else's, `GET /jobs/{id}` or its events tell how far it is.
@@ -60,8 +63,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     limiter, links = Limiter(store.blocking, settings), Links(store.blocking)
     app = FastAPIOffline(
+        docs_url=None,
         redoc_url=None,
-        static_url="/docs/static",
+        static_url=DOCS_FILES,
         title="guided-sampling-server",
         version=version("guided-sampling-server"),
         description=DESCRIPTION,
@@ -101,8 +105,25 @@ def create_app(settings: ServerSettings) -> FastAPI:
         health.router,
     ):
         app.include_router(router)
+    _add_docs(app)
     _describe(app, settings)
     return app
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI at ``/docs``, from this machine, with leave for its own script only."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=app.title,
+        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+    )
+    page.headers["Content-Security-Policy"] = policy_for(bytes(page.body).decode())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return page
 
 
 def _describe(app: FastAPI, settings: ServerSettings) -> None:
@@ -119,6 +140,10 @@ def _describe(app: FastAPI, settings: ServerSettings) -> None:
                 schemas[model.__name__] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    if path.startswith(OPENAI):
+                        operation["responses"].pop("422", None)  # 400 there
             _describe_guard(document, settings)
         assert app.openapi_schema is not None
         return app.openapi_schema

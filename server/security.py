@@ -23,7 +23,7 @@ from server.problems import ProblemError, respond
 from server.rates import Limiter
 from server.settings import ServerSettings
 
-OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/docs/oauth2-redirect", "/openapi.json", "/favicon.ico"})
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 """Paths that need no key: health for probes, the page and the description for people."""
 OPEN_FOLDERS = ("/static/", "/docs/static/")
 LINK_S = 3600
