@@ -31,16 +31,19 @@ def terminator(port: int, authority: trustme.CA) -> Iterator[int]:
                     threading.Thread(target=relay, args=(connection,), daemon=True).start()
 
         def relay(connection: socket.socket) -> None:
-            with suppress(OSError), context.wrap_socket(connection, server_side=True) as outer:
-                with socket.create_connection(("127.0.0.1", port)) as inner:
-                    while True:
-                        ready = [outer] if outer.pending() else select.select([outer, inner], [], [])[0]
-                        for source, target in ((outer, inner), (inner, outer)):
-                            if source in ready:
-                                data = source.recv(65536)
-                                if not data:
-                                    return
-                                target.sendall(data)
+            with (
+                suppress(OSError),
+                context.wrap_socket(connection, server_side=True) as outer,
+                socket.create_connection(("127.0.0.1", port)) as inner,
+            ):
+                while True:
+                    ready = [outer] if outer.pending() else select.select([outer, inner], [], [])[0]
+                    for source, target in ((outer, inner), (inner, outer)):
+                        if source in ready:
+                            data = source.recv(65536)
+                            if not data:
+                                return
+                            target.sendall(data)
 
         threading.Thread(target=serve, daemon=True).start()
         yield server.getsockname()[1]
