@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import ConfigDict, Field, StringConstraints
+from pydantic import ConfigDict, Field, StringConstraints, model_validator
 
 from server.schemas import Answer, SamplingOptions
 
@@ -50,8 +50,10 @@ class ImagesRequest(SamplingOptions):
     output_format: OutputFormat | None = Field(default=None, description="Default: png.")
     output_compression: int | None = Field(default=None, ge=100, le=100, description="Only 100.")
     background: Literal["auto", "opaque"] | None = Field(default=None, description="Pictures are opaque.")
-    stream: Literal[False] | None = Field(default=None, description="Only false; follow a job's events instead.")
-    partial_images: int | None = Field(default=None, ge=0, le=0, description="Only 0.")
+    stream: bool | None = Field(default=None, description="Answer with events; for one picture.")
+    partial_images: int | None = Field(
+        default=None, ge=0, le=3, description="With `stream`: previews on the way, at most 64x64; default: 0."
+    )
     quality: Literal["auto", "standard", "hd", "low", "medium", "high", "xhigh", "max"] | None = Field(
         default=None, description=_IGNORED
     )
@@ -62,6 +64,14 @@ class ImagesRequest(SamplingOptions):
         default=None, description=_IGNORED
     )
     user: Annotated[str, StringConstraints(max_length=1000)] | None = Field(default=None, description=_IGNORED)
+
+    @model_validator(mode="after")
+    def _streamed(self) -> Self:
+        if self.stream and (self.n or 1) > 1:
+            raise ValueError("n: with stream only 1 is possible")
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images: needs stream")
+        return self
 
     def options(self) -> dict[str, Any]:
         """The sampling options that were given."""
@@ -87,6 +97,30 @@ class ImagesResponse(Answer):
     output_format: OutputFormat
     background: Literal["opaque"] = "opaque"
     job: str = Field(description="Id of the job, for `GET /jobs/{id}`.")
+
+
+class TokenUsage(Answer):
+    """No model here counts tokens."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    total_tokens: int = 0
+
+
+class PictureEvent(Answer):
+    """A server-sent event of a picture: on its way, or done."""
+
+    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    b64_json: str
+    created_at: int
+    size: str
+    output_format: OutputFormat
+    quality: Literal["auto"] = "auto"
+    background: Literal["opaque"] = "opaque"
+    partial_image_index: int | None = None
+    usage: TokenUsage | None = None
+    seed: int
+    job: str
 
 
 class OpenAIModel(Answer):

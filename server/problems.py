@@ -92,19 +92,24 @@ def respond(request: Request, problem: ProblemError) -> JSONResponse:
     return JSONResponse(body.model_dump(), problem.status, headers, media_type=MEDIA_TYPE)
 
 
-def _openai(problem: ProblemError, headers: dict[str, str]) -> JSONResponse:
-    """A problem as OpenAI's API tells it, where what is not valid is a 400."""
-    status = 400 if problem.status == 422 else problem.status
-    code = problem.code or {404: "not_found", 429: "rate_limit_exceeded"}.get(status)
-    if code == "insufficient_quota" or status in (409, 500, 504):
-        headers["x-should-retry"] = "false"  # its clients would ask again at once, in vain
+def openai_error(problem: ProblemError) -> OpenAIProblem:
+    """A problem as OpenAI's API tells it."""
+    status = problem.status
     told = OpenAIError(
         message=problem.detail,
         type="server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error",
         param=problem.errors[0].field if problem.errors else None,
-        code=code,
+        code=problem.code or {404: "not_found", 429: "rate_limit_exceeded"}.get(status),
     )
-    return JSONResponse(OpenAIProblem(error=told).model_dump(), status, headers)
+    return OpenAIProblem(error=told)
+
+
+def _openai(problem: ProblemError, headers: dict[str, str]) -> JSONResponse:
+    """The answer in that API, where what is not valid is a 400."""
+    status = 400 if problem.status == 422 else problem.status
+    if problem.code == "insufficient_quota" or status in (409, 500, 504):
+        headers["x-should-retry"] = "false"  # its clients would ask again at once, in vain
+    return JSONResponse(openai_error(problem).model_dump(), status, headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -6,13 +6,15 @@ import asyncio
 import base64
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Path, Request, Response
+from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from model_core.bundle import Bundle, BundleError
 from server.catalog import Catalog
 from server.context import Context, Ctx
 from server.openai_schemas import ImagesRequest, ImagesResponse, OpenAIImage, OpenAIModel, OpenAIModelList
+from server.openai_stream import PictureStream, cancel
 from server.problems import ProblemError, invalid, openai_responses
 from server.prompts import NoClassError, find_class, normalised
 from server.schemas import FieldError, GenerateRequest
@@ -36,29 +38,30 @@ _NAMES = {"class_label": "prompt", "num_images": "n"}
     operation_id="openaiImages",
     summary="Pictures, as OpenAI's API makes them",
     dependencies=[requires("generate")],
-    responses=openai_responses(400, 404, 409, 413, 429, 500, 503, 504),
+    response_model=ImagesResponse,
+    responses={
+        200: {"description": "The pictures.", "content": {"text/event-stream": {"schema": {"type": "string"}}}},
+        **openai_responses(400, 404, 409, 413, 429, 500, 503, 504),
+    },
 )
-async def images(body: ImagesRequest, request: Request, context: Ctx, caller: Who) -> ImagesResponse:
-    """Pictures of the class that `prompt` names. The answer comes when they are done.
+async def images(body: ImagesRequest, request: Request, context: Ctx, caller: Who) -> Response | ImagesResponse:
+    """Pictures of the class that `prompt` names. The answer comes when they are done, or in events with `stream`.
 
     If the caller goes away, the job is cancelled.
     """
-    bundle = _model(context.catalog, body.model)
-    label, meant = _class_of(body.prompt, bundle)
-    size, upsampler = upsampler_for(body.size, body.upsample, bundle, context.catalog)
-    options = {"deadline_s": min(DEADLINE_S, context.settings.max_deadline_s), **body.options()}
-    asked = GenerateRequest(
-        **(options | ({"upsample": upsampler} if upsampler else {})),
-        model=f"{bundle.name}@{bundle.version}" if body.model and "@" in body.model else bundle.name,
-        class_label=label,
-        num_images=body.n or 1,
-        format=body.output_format or "png",
-    )
+    asked, meant, size = _asked(body, context)
     try:
+        if body.stream and body.partial_images:
+            steps = context.planner.plan(asked).steps
+            asked = asked.model_copy(update={"preview_every": max(1, steps // (body.partial_images + 1))})
         job_id = await submit(context, caller, asked, None, b"")
     except ProblemError as problem:
         problem.errors = [FieldError(field=_NAMES.get(e.field, e.field), message=e.message) for e in problem.errors]
         raise
+    if body.stream:
+        stream = PictureStream(context, job_id, body.partial_images or 0, size, body.output_format or "png")
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        return StreamingResponse(stream.events(_finished), media_type="text/event-stream", headers=headers)
     seen = await _ended_or_left(context, request, job_id)
     job = seen.record.job
     return ImagesResponse(
@@ -71,10 +74,26 @@ async def images(body: ImagesRequest, request: Request, context: Ctx, caller: Wh
             )
             for index in range(job.num_images)
         ],
-        size=f"{size}x{size}",
+        size=size,
         output_format=body.output_format or "png",
         job=job.id,
     )
+
+
+def _asked(body: ImagesRequest, context: Context) -> tuple[GenerateRequest, str | None, str]:
+    """The request as ``POST /generate`` would have it, the class it is understood to name, and the pictures' size."""
+    bundle = _model(context.catalog, body.model)
+    label, meant = _class_of(body.prompt, bundle)
+    size, upsampler = upsampler_for(body.size, body.upsample, bundle, context.catalog)
+    options = {"deadline_s": min(DEADLINE_S, context.settings.max_deadline_s), **body.options()}
+    asked = GenerateRequest(
+        **(options | ({"upsample": upsampler} if upsampler else {})),
+        model=f"{bundle.name}@{bundle.version}" if body.model and "@" in body.model else bundle.name,
+        class_label=label,
+        num_images=body.n or 1,
+        format=body.output_format or "png",
+    )
+    return asked, meant, f"{size}x{size}"
 
 
 @router.get(
@@ -150,28 +169,34 @@ async def _ended_or_left(context: Context, request: Request, job_id: str) -> See
     """The finished job; it is cancelled if the caller goes away first.
 
     Raises:
-        ProblemError: if it did not finish: 504 after its deadline, 409 if somebody cancelled it, else 500.
+        ProblemError: if it did not finish.
     """
     waiting = asyncio.create_task(ended(context, job_id, None))
     leaving = asyncio.create_task(_left(request))
     try:
         await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
-        if not waiting.done():
-            seen = await context.store.see(job_id)
-            if seen is not None:
-                await run_in_threadpool(context.store.cancel, seen.record.job)
-            raise ProblemError(409, "the caller went away")
-        seen = waiting.result()
+        if waiting.done():
+            return _finished(waiting.result())
+        await cancel(context, job_id)
+        raise ProblemError(409, "the caller went away")
     finally:
         waiting.cancel()
         leaving.cancel()
+
+
+def _finished(seen: Seen) -> Seen:
+    """An ended job, if it finished.
+
+    Raises:
+        ProblemError: 504 after its deadline, 409 if somebody cancelled it, else 500.
+    """
+    job_id = seen.record.job.id
     if seen.status == "finished":
         return seen
     told = failure(seen)
     if told is None:
         raise ProblemError(409, f"job {job_id} was cancelled", code="cancelled")
-    status = 504 if told.kind == "deadline" else 500
-    raise ProblemError(status, f"job {job_id}: {told.message}", code=told.kind)
+    raise ProblemError(504 if told.kind == "deadline" else 500, f"job {job_id}: {told.message}", code=told.kind)
 
 
 async def _left(request: Request) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
-from openai import BadRequestError, InternalServerError, NotFoundError, OpenAI
+from openai import APIError, BadRequestError, InternalServerError, NotFoundError, OpenAI
 from PIL import Image
 
 from clients import Client
@@ -143,8 +143,10 @@ def test_fields_that_mean_nothing_here_are_accepted(stack: Stack) -> None:
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"response_format": "gif"}, "response_format", "'b64_json' or 'url'"),
         ({"background": "transparent"}, "background", "'auto' or 'opaque'"),
-        ({"stream": True}, "stream", "False"),
-        ({"partial_images": 2}, "partial_images", "less than or equal to 0"),
+        ({"stream": True, "n": 2}, "n", "with stream only 1"),
+        ({"partial_images": 2}, "partial_images", "needs stream"),
+        ({"stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
+        ({"stream": True, "steps": 5000}, "steps", "5000 is not between 1 and 1000"),
         ({"steps": 5000}, "steps", "5000 is not between 1 and 1000"),
         ({"seed": -1}, "seed", "greater than or equal to 0"),
         ({"sampler": "euler"}, "sampler", "'ddpm'"),
@@ -219,4 +221,40 @@ def test_a_caller_that_goes_away_cancels_its_job(stack: Stack) -> None:
         impatient.post("/v1/images/generations", json={"prompt": "class 1", "n": 6, "steps": 1000})
     job = stack.http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
     assert job["num_images"] == 6
+    assert stack.wait(job["id"])["status"] == "cancelled"
+
+
+@pytest.mark.parametrize(("given", "format"), [({}, "PNG"), ({"output_format": "webp", "size": "32x32"}, "WEBP")])
+def test_the_official_client_streams_a_picture_on_its_way(openai: OpenAI, given: dict[str, Any], format: str) -> None:
+    options = {"seed": 4, "steps": 8}
+    stream = openai.images.generate(
+        prompt="class 2", model="tiny", stream=True, partial_images=3, extra_body=options, **given
+    )
+    events = list(stream)
+    partial = [event for event in events if event.type == "image_generation.partial_image"]
+    assert [event.partial_image_index for event in partial] == [0, 1, 2]
+    for event in partial:
+        assert Image.open(io.BytesIO(base64.b64decode(event.b64_json))).format == "PNG"
+    done = events[-1]
+    assert done.type == "image_generation.completed"
+    assert len(events) == 4
+    whole = openai.images.generate(prompt="class 2", model="tiny", extra_body=options, **given)
+    assert base64.b64decode(done.b64_json) == files(whole)[0]
+    assert Image.open(io.BytesIO(base64.b64decode(done.b64_json))).format == format
+
+
+def test_an_error_on_the_way_ends_the_stream(openai: OpenAI) -> None:
+    stream = openai.images.generate(
+        prompt="class 2", model="tiny", stream=True, extra_body={"steps": 1000, "deadline_s": 0.2}
+    )
+    with pytest.raises(APIError, match="deadline"):
+        list(stream)
+
+
+def test_a_caller_that_leaves_a_stream_cancels_its_job(stack: Stack) -> None:
+    body = {"prompt": "class 1", "steps": 1000, "stream": True, "partial_images": 3, "seed": 77}
+    with stack.http.stream("POST", "/v1/images/generations", json=body) as answer:
+        first = next(answer.iter_lines())
+    assert first == "event: image_generation.partial_image"
+    job = stack.http.get("/jobs", params={"limit": 1}).json()["jobs"][0]
     assert stack.wait(job["id"])["status"] == "cancelled"

@@ -285,6 +285,16 @@ def test_valkey_refuses_whoever_lacks_the_password(guarded: Stack) -> None:
     assert guarded.redis().ping()
 
 
+def test_what_goes_wrong_inside_is_told_without_details(guarded: Stack) -> None:
+    broken = "f" * 32
+    guarded.redis().hset(f"guided:job:{broken}", "job", "secret detail")
+    answer = guarded.http.get(f"/jobs/{broken}")
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert "secret detail" not in answer.text
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    guarded.redis().delete(f"guided:job:{broken}")
+
+
 def test_no_key_or_password_is_in_the_logs(guarded: Stack) -> None:
     made(guarded, "alice")
     logs = "".join(process.log.read_text() for process in guarded.processes)
@@ -362,8 +372,8 @@ def raw(stack: Stack, head: bytes) -> bytes:
         "/docs/static/%2e%2e/core.py",
         "/docs/static/..%2fcore.py",
         "/docs/static//etc/passwd",
-        "/static/../jobs",
-        "/static/..%2fjobs",
+        "/playground/../jobs",
+        "/playground/..%2fjobs",
         "/docs/static/../../jobs",
         "/models/..%2f..%2fetc%2fpasswd",
         "/jobs/..%2f..%2fetc/images/0",
