@@ -285,7 +285,7 @@ def test_a_webhook_tells_how_it_ended(stack: Stack, ending: str) -> None:
         ({"steps": 5, "respacing": "5"}, "steps", "not both"),
         ({"respacing": "ddim300"}, "respacing", "near: ddim167"),
         ({"respacing": "abc"}, "respacing", "pattern"),
-        ({"sampler": "euler"}, "sampler", "'ddpm' or 'ddim'"),
+        ({"sampler": "euler"}, "sampler", "'ddpm', 'ddim' or 'dpmpp_2m'"),
         ({"eta": 1.5}, "eta", "less than or equal to 1"),
         ({"guidance_scale": 1e9}, "guidance_scale", "less than or equal to 1000"),
         ({"guidance_interval": [5, 2]}, "guidance_interval", "within 0 to 999"),
