@@ -84,15 +84,19 @@ def _equal(wanted: str, aliases: Iterable[tuple[str, int]]) -> set[int]:
 
 def _within(wanted: str, aliases: Iterable[tuple[str, int]]) -> set[int]:
     """Classes named among the words, but for those named only within the name of another."""
-    words = [_singular(word) for word in wanted.split()]
-    found: dict[tuple[int, int], set[int]] = {}
+    named: dict[tuple[str, ...], set[int]] = {}
     for alias, index in aliases:
-        parts = [_singular(part) for part in alias.split()]
-        for start in range(len(words) - len(parts) + 1):
-            if words[start : start + len(parts)] == parts:
-                found.setdefault((start, start + len(parts)), set()).add(index)
-    spans = [s for s in found if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in found)]
-    return {index for span in spans for index in found[span]}
+        named.setdefault(tuple(_singular(word) for word in alias.split()), set()).add(index)
+    longest = max(map(len, named), default=0)
+    words = tuple(_singular(word) for word in wanted.split())
+    spans = [
+        (start, end)
+        for start in range(len(words))
+        for end in range(start + 1, min(start + longest, len(words)) + 1)
+        if words[start:end] in named
+    ]
+    outer = [s for s in spans if not any(o != s and o[0] <= s[0] and s[1] <= o[1] for o in spans)]
+    return {index for start, end in outer for index in named[words[start:end]]}
 
 
 def _nearest(prompt: str, wanted: str, aliases: Iterable[tuple[str, int]], names: Sequence[str], count: int) -> int:

@@ -26,7 +26,7 @@ def config_file() -> Path:
 class CommonSettings(BaseSettings):
     """What server and workers must agree on."""
 
-    model_config = SettingsConfigDict(env_prefix="GUIDED_", extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(env_prefix="GUIDED_", env_ignore_empty=True, extra="ignore", frozen=True)
 
     redis_url: str | None = Field(
         default=None, description="Redis or Valkey, such as redis://:password@host:6379/0 or rediss://... for TLS."

@@ -49,7 +49,7 @@ async def images(body: ImagesRequest, request: Request, context: Ctx, caller: Wh
 
     If the caller goes away, the job is cancelled.
     """
-    asked, meant, size = _asked(body, context)
+    asked, meant, size = await run_in_threadpool(_asked, body, context)  # comparing names may take a while
     try:
         if body.stream and body.partial_images:
             steps = context.planner.plan(asked).steps

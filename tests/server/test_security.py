@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -17,11 +18,13 @@ import pytest
 from openai import AuthenticationError, OpenAI, PermissionDeniedError, RateLimitError
 from redis import Redis
 from redis.exceptions import AuthenticationError as RedisAuthenticationError
+from starlette.requests import Request
 
-from clients import ApiError, Client
+from clients import ApiError, AsyncClient, Client
 from server.keys import hashed, new_key
+from server.security import address_of, is_loopback
 from server.up import free_port
-from tests.stack import Stack, eventually
+from tests.stack import Process, Stack, eventually
 
 KEYS = {name: new_key() for name in ("alice", "bob", "tina", "root", "often", "frugal", "patient")}
 ENTRIES: list[dict[str, Any]] = [
@@ -262,6 +265,14 @@ def test_our_client_sends_its_key_and_says_what_is_missing(guarded: Stack, monke
     assert missing.value.status == 401
     with Client(guarded.url, api_key=KEYS["tina"]) as client, pytest.raises(ApiError, match="the scope 'generate'"):
         client.generate(**BODY)
+
+    async def list_models(key: str) -> int:
+        async with AsyncClient(guarded.url, api_key=key) as client:
+            return len(await client.models())
+
+    with pytest.raises(ApiError, match="not valid"):
+        asyncio.run(list_models("wrong"))
+    assert asyncio.run(list_models(KEYS["tina"])) == 2
     monkeypatch.setenv("GUIDED_API_KEY", KEYS["alice"])
     with Client(guarded.url) as client:
         assert client.wait(client.generate(**BODY), timeout=60).status == "finished"
@@ -483,8 +494,31 @@ def test_addresses_are_limited_where_there_are_no_keys(tmp_path: Path, served_mo
         body = {**BODY, "num_images": 2}
         assert stack.http.post("/generate", json=body).status_code == 202
         assert "127.0.0.1 may have 2 pictures" in stack.http.post("/generate", json=body).json()["detail"]
-        assert [stack.http.get("/models").status_code for _ in range(2)] == [200, 429]
+        other = free_port()  # a second API process counts in the same place
+        second = Process(
+            "second", stack.processes[-1].command, stack.environment | {"GUIDED_PORT": str(other)}, tmp_path
+        )
+        stack.processes.append(second)
+        url = f"http://127.0.0.1:{other}"
+        eventually(lambda: "Uvicorn running" in second.log.read_text(), what="the second API")
+        assert [httpx.get(f"{at}/models").status_code for at in (url, stack.url, url)] == [200, 429, 429]
         assert stack.http.get("/healthz").status_code == 200
         eventually(lambda: stack.redis().keys("guided:limits*"), what="the counts in Redis")
     finally:
         stack.close()
+
+
+@pytest.mark.parametrize(
+    ("host", "alone"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("::1", True), ("0.0.0.0", False), ("", False)],
+)
+def test_which_addresses_only_this_machine_reaches(host: str, alone: bool) -> None:
+    assert is_loopback(host) == alone
+
+
+@pytest.mark.parametrize(
+    ("address", "counted_as"),
+    [("203.0.113.7", "203.0.113.7"), ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"), ("unix", "unix")],
+)
+def test_what_counts_as_one_caller(address: str, counted_as: str) -> None:
+    assert address_of(Request({"type": "http", "client": (address, 1)})) == counted_as
