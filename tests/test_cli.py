@@ -69,6 +69,8 @@ def test_every_sampling_option_changes_the_picture(models: Path, tmp_path: Path)
     assert (ddim != pixels("--sampler", "ddim", "--eta", "0.7")).any()
     assert (base != pixels("--scale", "60")).any()
     assert (pixels("--scale", "60") != pixels("--scale", "60", "--guidance-interval", 900, 999)).any()
+    assert (pixels("--scale", "60") != pixels("--scale", "60", "--guidance-every", 2)).any()
+    assert (ddim != pixels("--sampler", "dpmpp_2m")).any()
     assert (base != pixels("--no-clip")).any()
 
 

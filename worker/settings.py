@@ -110,6 +110,13 @@ class WorkerSettings(CommonSettings):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a worker; default: all cores.")
     width: int | None = Field(default=None, ge=1, description="Samples in flight at once; default: measured.")
     max_width: int = Field(default=64, ge=1, description="Widest batch that is tried when measuring.")
+    compile: bool = Field(
+        default=True, description="Compile networks in the background, in a process of low priority; eager until then."
+    )
+    acceleration_dir: Path | None = Field(
+        default=None,
+        description="Folder of compiled code and converted weights; default: acceleration in data_dir.",
+    )
     pad_batches: bool | None = Field(
         default=None, description="Pad batches to few sizes, for compiled networks; default: on CUDA."
     )
@@ -141,6 +148,11 @@ class WorkerSettings(CommonSettings):
         default=None, ge=0, le=65535, description="Port of the worker's Prometheus metrics; 0: any free; default: none."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address the metrics port listens on.")
+
+    @property
+    def acceleration_folder(self) -> Path:
+        """Where compiled code and converted weights are."""
+        return (self.acceleration_dir or self.data_dir / "acceleration").resolve()
 
     @property
     def training_folder(self) -> Path:

@@ -28,7 +28,14 @@ def engine() -> Iterator[Engine]:
 
 
 def settings(tmp_path: Path, **given: object) -> WorkerSettings:
-    base = {"models_dir": tmp_path / "models", "data_dir": tmp_path, "dtype": "float32", "device": "cpu", "width": 2}
+    base = {
+        "models_dir": tmp_path / "models",
+        "data_dir": tmp_path,
+        "dtype": "float32",
+        "device": "cpu",
+        "width": 2,
+        "compile": False,
+    }
     return WorkerSettings.model_validate({**base, **given})
 
 
