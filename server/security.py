@@ -25,7 +25,7 @@ from server.settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 """Paths that need no key: health for probes, the page and the description for people."""
-OPEN_FOLDERS = ("/static/", "/docs/static/")
+OPEN_FOLDERS = ("/playground/", "/docs/static/")
 LINK_S = 3600
 """Seconds for which a link to a picture stands for the key that got it."""
 _PICTURE = re.compile(r"/jobs/[0-9a-f]{32}/images/[0-9]{1,6}")
