@@ -13,11 +13,10 @@ import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import TypeAdapter
 
+from clients import KEY_VARIABLE
 from clients.errors import ApiError, JobEndedBadly, Unreachable, error_of
 from server.schemas import AnyJob, GenerateRequest, JobView, Progress, TrainProgress, TrainRequest, TrainView
 
-DEFAULT_URL = "http://127.0.0.1:8000"
-KEY_VARIABLE = "GUIDED_API_KEY"
 MAX_PAUSE_S = 300.0
 """A call is not tried again if the server asks to wait longer, as it does for a quota that is used up."""
 RETRY_STATUSES = (429, 502, 503, 504)
