@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from clients.errors import ApiError, JobEndedBadly, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "GUIDED_API_KEY"
 _HOMES = {
     "ApiError": "errors",
     "AsyncClient": "aio",
@@ -25,7 +26,17 @@ _HOMES = {
     "Unreachable": "errors",
 }
 
-__all__ = ["DEFAULT_URL", "ApiError", "AsyncClient", "Client", "Event", "JobEndedBadly", "Preview", "Unreachable"]
+__all__ = [
+    "DEFAULT_URL",
+    "KEY_VARIABLE",
+    "ApiError",
+    "AsyncClient",
+    "Client",
+    "Event",
+    "JobEndedBadly",
+    "Preview",
+    "Unreachable",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -15,6 +15,7 @@ from model_core.commands import models_app, sample
 from model_core.evaluation.commands import evaluate_app
 from model_core.training.commands import train
 from server.commands import config, demo, server, up, worker
+from server.key_commands import keys_app
 
 SERVE, PICTURES, OPERATE, TRAIN, MODELS = "Serve", "Make pictures", "Operate", "Train and evaluate", "Models"
 CODES = (
@@ -104,6 +105,7 @@ for panel, verb, examples in VERBS:
 models_app.command(epilog=_epilog("guided models served", "guided models served --json"))(served)
 app.add_typer(evaluate_app, name="evaluate", rich_help_panel=TRAIN)
 app.add_typer(models_app, name="models", rich_help_panel=MODELS)
+app.add_typer(keys_app, name="keys", rich_help_panel=SERVE)
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from clients import DEFAULT_URL, completion
+from clients import DEFAULT_URL, KEY_VARIABLE, completion
 from model_core.completion import samplers
 from model_core.terminal import can_show, show
 
@@ -25,6 +25,16 @@ WHAT, HOW, JOB, OUTPUT = "What", "How it is sampled", "The job", "Output"
 """Groups of the options of ``generate``."""
 
 Url = Annotated[str, typer.Option(envvar="GUIDED_URL", help="The server.", rich_help_panel=OUTPUT)]
+Key = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        envvar=KEY_VARIABLE,
+        show_envvar=True,
+        help="Where the server asks for one.",
+        rich_help_panel=OUTPUT,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.", rich_help_panel=OUTPUT)]
 Show = Annotated[
     bool | None,
@@ -43,10 +53,10 @@ RETRIES = 3
 FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp", ".npz": "npz"}
 
 
-def _connect(url: str) -> Client:
+def _connect(url: str, api_key: str | None) -> Client:
     from clients.client import Client
 
-    return Client(url, retries=RETRIES)
+    return Client(url, api_key=api_key, retries=RETRIES)
 
 
 def generate(
@@ -128,6 +138,7 @@ def generate(
     out: Out = Path("sample.png"),
     show: Show = None,
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a server make pictures, and save them."""
@@ -152,7 +163,7 @@ def generate(
         "format": _format(out),
     }
     shown = not detach and _shown(show, as_json)
-    with _connect(url) as client:
+    with _connect(url, api_key) as client:
         asked = {name: value for name, value in given.items() if value is not None}
         job = client.generate(idempotency_key=key, **asked)
         if detach:
@@ -166,12 +177,13 @@ def fetch(
     out: Out = Path("sample.png"),
     show: Show = None,
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Wait for a job of before, and save its pictures."""
     _format(out)
     shown = _shown(show, as_json)
-    with _connect(url) as client:
+    with _connect(url, api_key) as client:
         job = client.any_job(job_id)
         if job.kind != "sample":
             raise ValueError(f"job_id: {job_id} is a training job, which has no pictures")
@@ -269,10 +281,11 @@ def jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a server's jobs."""
-    with _connect(url) as client:
+    with _connect(url, api_key) as client:
         if job_id is not None:
             job = client.any_job(job_id)
             if as_json:
@@ -334,11 +347,12 @@ def cancel(
         list[str], typer.Argument(help="Jobs to cancel.", show_default=False, autocompletion=completion.jobs)
     ],
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Cancel jobs, queued or running."""
     ended = []
-    with _connect(url) as client:
+    with _connect(url, api_key) as client:
         for job_id in job_ids:
             job = client.cancel(job_id)
             ended.append(job.model_dump(mode="json"))
@@ -348,9 +362,9 @@ def cancel(
         print(json.dumps(ended, indent=2))
 
 
-def served(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def served(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
     """List the models a server has."""
-    with _connect(url) as client:
+    with _connect(url, api_key) as client:
         models = client.models()
     if as_json:
         print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))
