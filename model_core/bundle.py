@@ -33,7 +33,7 @@ from model_core.config import (
 from model_core.schedule import respaced_timesteps
 
 Part = Literal["unet", "classifier"]
-CONFIG, LATEST, CARD = "config.json", "latest", "README.md"
+CONFIG, LATEST, CARD, EXAMPLES = "config.json", "latest", "README.md", "examples.png"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -134,6 +134,11 @@ class Bundle:
     def weights_path(self, part: Part) -> Path:
         """File of a network's weights."""
         return self.path / f"{part}.safetensors"
+
+    @property
+    def examples(self) -> Path:
+        """A picture with an example of each class, row by row; it may be absent."""
+        return self.path / EXAMPLES
 
     @property
     def name(self) -> str:

@@ -14,7 +14,7 @@ from server.context import Context
 from server.limits import BodyLimitMiddleware
 from server.metrics import MetricsMiddleware, ServerMetrics
 from server.plan import Planner
-from server.routes import generate, health, jobs, models, train
+from server.routes import generate, health, jobs, models, playground, train, workers
 from server.schemas import Json, Problem
 from server.settings import ServerSettings
 from server.store import JobStore
@@ -68,8 +68,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
     app.add_middleware(BodyLimitMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     problems.install(app)
-    for router in (generate.router, jobs.router, train.router, models.router, health.router):
+    for router in (generate.router, jobs.router, train.router, models.router, workers.router, health.router):
         app.include_router(router)
+    app.include_router(playground.router)
+    app.mount("/static", playground.Files())
     _describe_problems(app)
     return app
 

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.models import publish, tiny_config, upsampler_config
 from tests.stack import Stack
@@ -13,7 +14,8 @@ from tests.stack import Stack
 def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a small model and an upsampler."""
     root = tmp_path_factory.mktemp("served")
-    publish(root, "tiny", tiny_config())
+    tiny = publish(root, "tiny", tiny_config())
+    Image.linear_gradient("L").resize((64, 48)).save(tiny.examples)
     publish(root, "up", upsampler_config())
     return root
 
