@@ -92,9 +92,9 @@ function steps(job, picture) {
   return make(bodies, about);
 }
 
-function open(view, job, picture, tile) {
+function open(view, job, picture) {
   const act = { again, scales, steps, modelOf: (shown) => modelOf(shown.recipe.model) };
-  openViewer(view.set, job, picture, act, tile);
+  openViewer(view.set, job, picture, act);
 }
 
 async function stop(view) {
@@ -167,7 +167,8 @@ async function start() {
   addEventListener("hashchange", route);
   route();
   if (!(await openSets())) toast("This browser keeps no pictures beyond this page.");
-  gallery.fill(await readSets());
+  const kept = await readSets();
+  gallery.fill(kept);
   try {
     await loadModels();
     form.fill();
@@ -177,7 +178,7 @@ async function start() {
   }
   await showStarters();
   // What was running when the page was left is followed again.
-  for (const { set } of gallery.views) if (!isOver(set)) follow(set, gallery.viewOf(set));
+  for (const set of kept) if (!isOver(set)) follow(set, gallery.viewOf(set));
 }
 
 start();

@@ -226,7 +226,7 @@ export class Form {
     if (!place) return false;
     this.invalid = true;
     const id = `${place.dataset.field}-error`;
-    const line = $(id) ?? h("p", { id, class: "error" });
+    const line = $(id) ?? h("p", { id, class: "error", "aria-live": "polite" });
     line.textContent = line.textContent ? `${line.textContent}; ${message}` : message;
     place.append(line);
     for (const input of place.querySelectorAll("input, select")) {

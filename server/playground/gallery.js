@@ -96,7 +96,7 @@ export class SetView {
     image.className = "";
     image.alt = describe(this.set, job, picture);
     tile.disabled = false;
-    tile.onclick = () => this.act.open(this, job, picture, tile);
+    tile.onclick = () => this.act.open(this, job, picture);
   }
 
   ended(job) {

@@ -28,7 +28,7 @@ function told(name, value, picture) {
 }
 
 /** Open a picture of a set; `act` are again(job, picture), scales(...) and steps(...). */
-export function openViewer(set, job, picture, act, opener) {
+export function openViewer(set, job, picture, act) {
   const dialog = $("viewer");
   const all = set.jobs.flatMap((other) =>
     [...other.pictures].sort((a, b) => a.index - b.index).map((found) => [other, found]),
@@ -94,7 +94,6 @@ export function openViewer(set, job, picture, act, opener) {
     if (event.key === "ArrowRight") go(1);
   };
   dialog.onclick = (event) => event.target === dialog && dialog.close();
-  dialog.onclose = () => opener?.isConnected && opener.focus();
   show();
   dialog.showModal();
 }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, Route, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, Route, expect, sync_playwright
 
 from tests.stack import Stack
 
@@ -69,7 +69,7 @@ def page(context: BrowserContext, stack: Stack, refusals: set[int]) -> Iterator[
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("request", lambda r: None if r.url.startswith((stack.url, "data:", "blob:")) else wrong.append(r.url))
     page.goto("/")
-    page.wait_for_function("document.querySelector('#model').options.length > 0")
+    expect(page.locator("#model option")).not_to_have_count(0)
     yield page
     page.close()
     allowed = tuple(f"Failed to load resource: the server responded with a status of {s}" for s in refusals)

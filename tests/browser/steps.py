@@ -36,7 +36,7 @@ def generate(page: Page, **fields: Any) -> Locator:
 
 def finished(made: Locator) -> Locator:
     """Wait until all of a set is there."""
-    expect(made).not_to_have_class("set running", timeout=60_000)
+    expect(made).to_have_class("set", timeout=60_000)
     return made
 
 
