@@ -44,6 +44,7 @@ from server.schemas import (
     Status,
     TrainLog,
     TrainView,
+    WorkerList,
 )
 
 
@@ -240,6 +241,10 @@ class AsyncClient:
     async def model(self, name: str) -> ModelView:
         """One model."""
         return ModelView.model_validate_json((await self._send(Call("GET", f"/models/{name}"))).content)
+
+    async def workers(self) -> WorkerList:
+        """The live workers and their queues."""
+        return WorkerList.model_validate_json((await self._send(Call("GET", "/workers"))).content)
 
     async def ready(self) -> Readiness:
         """Whether jobs would be taken now."""

@@ -44,6 +44,7 @@ from server.schemas import (
     Status,
     TrainLog,
     TrainView,
+    WorkerList,
 )
 
 
@@ -251,6 +252,10 @@ class Client:
     def model(self, name: str) -> ModelView:
         """One model."""
         return ModelView.model_validate_json(self._send(Call("GET", f"/models/{name}")).content)
+
+    def workers(self) -> WorkerList:
+        """The live workers and their queues."""
+        return WorkerList.model_validate_json(self._send(Call("GET", "/workers")).content)
 
     def ready(self) -> Readiness:
         """Whether jobs would be taken now."""

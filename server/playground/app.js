@@ -17,8 +17,12 @@ const STEPS = [2, 5, 10, 25, 50, 100, 250];
 const form = new Form();
 const gallery = new Gallery({ cancel: stop, remove, open });
 
+let sending = false;
+
 /** Send bodies, each with its place on an axis, and follow them as one set. */
 async function make(bodies, about) {
+  if (sending) return; // a second press before the server has answered the first
+  sending = true;
   const sent = [];
   try {
     for (const [body, value] of bodies) sent.push([body, await submit(body), value]);
@@ -27,6 +31,8 @@ async function make(bodies, about) {
     form.fail(error);
     announce("The request was refused.");
     if (!sent.length) return;
+  } finally {
+    sending = false;
   }
   const set = newSet(sent, about);
   await keepSet(set);
@@ -53,11 +59,7 @@ async function generate() {
     form.fail({ errors: [], message: "Please correct the fields marked below." });
     return;
   }
-  $("generate").disabled = true;
-  // The button is free again once the server has answered; the pictures come in their own time.
-  const made = make([[body]], { title: titleOf(body), subtitle: subtitleOf(body) });
-  setTimeout(() => ($("generate").disabled = false), 400);
-  await made;
+  await make([[body]], { title: titleOf(body), subtitle: subtitleOf(body) });
 }
 
 /** What was asked for a picture, for that picture alone. */

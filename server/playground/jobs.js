@@ -6,6 +6,7 @@ import { $, duration, h, plural, toast } from "./dom.js";
 const EVERY_MS = 1500;
 const PER_PAGE = 25;
 const SAMPLES = 40;
+const SMOOTH = 4; // looks to average over: workers tell of their progress now and then
 
 let timer = null;
 let shown = false;
@@ -77,7 +78,8 @@ function showTiles({ workers, queues }, jobs) {
   const running = sum(lanes.map((lane) => lane.running));
   const width = sum(lanes.map((lane) => lane.width));
   const held = sum(lanes.map((lane) => lane.waiting));
-  const speed = speeds.at(-1) ?? 0;
+  const latest = speeds.slice(-SMOOTH);
+  const speed = sum(latest) / Math.max(1, latest.length);
   const able = sum(workers.map((worker) => worker.steps_per_second));
   const ended = jobs.filter((job) => job.status === "finished").length;
   const tiles = [
@@ -155,7 +157,7 @@ function showList({ jobs, next_cursor: next }) {
     );
   });
   const body = rows.length ? h("tbody", {}, ...rows) : empty(7, "No jobs here.");
-  $("joblist").replaceChildren(headings("Job", "Status", "What", "Progress", "Asked", "Took", ""), body);
+  $("joblist").replaceChildren(headings("Job", "Status", "What", "Progress", "Asked", "Took", h("span", { class: "sr" }, "Cancel")), body);
   if (focused) $("joblist").querySelector(`[data-cancel="${focused}"]`)?.focus();
   $("jobs-older").hidden = !next;
   $("jobs-older").dataset.cursor = next ?? "";

@@ -49,7 +49,9 @@ export function openViewer(set, job, picture, act) {
     ]);
     const { guidance } = act.modelOf(shown) ?? {};
     const title = `${shown.name ?? "Picture"}${place ? `, ${place}` : ""}`;
+    const shut = { type: "button", "aria-label": "Close", title: "Close", on: { click: () => dialog.close() } };
     dialog.replaceChildren(
+      h("div", { class: "shut" }, h("button", shut, "×")),
       h("div", { class: "big" }, h("img", { src: urlOf(shown), alt: `${title}, seed ${shown.seed}` })),
       h(
         "div",
@@ -77,7 +79,6 @@ export function openViewer(set, job, picture, act) {
           h("button", { type: "button", class: "quiet", "aria-label": "Previous picture", disabled: at === 0, on: { click: () => go(-1) } }, "←"),
           h("span", { class: "hint" }, `${at + 1} of ${all.length}`),
           h("button", { type: "button", class: "quiet", "aria-label": "Next picture", disabled: at === all.length - 1, on: { click: () => go(1) } }, "→"),
-          h("button", { type: "button", class: "quiet", on: { click: () => dialog.close() } }, "Close"),
         ),
       ),
     );

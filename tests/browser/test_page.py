@@ -23,15 +23,18 @@ def views(page: Page, refusals: set[int]) -> Any:
     """Go through all that can be seen, one by one."""
     yield "empty"
     choose_class(page, "class 3")
-    made = generate(page, steps=300, num=2)
+    made = generate(page, steps=1000, num=8)
     expect(made.locator("img.preview").first).to_be_visible()
     yield "running"
-    finished(made)
+    made.get_by_role("button", name="Cancel").click()
+    expect(made.get_by_text("Cancelled.")).to_be_visible()
+    yield "cancelled"
+    made = finished(generate(page, steps=3, num=2))
     yield "made"
     made.locator(".tile").first.click()
     yield "viewer"
     page.get_by_role("button", name="Vary the scale").click()
-    expect(page.locator(".set")).to_have_count(2)
+    expect(page.locator(".set")).to_have_count(3)
     finished(page.locator(".set").first)
     yield "strip"
     page.get_by_role("combobox", name="Class", exact=True).click()
