@@ -44,8 +44,8 @@ from server.schemas import (
     Status,
     TrainLog,
     TrainView,
-    WorkerList,
 )
+from server.worker_schemas import WorkerList
 
 
 class AsyncClient:

@@ -8,7 +8,7 @@ import { setUpJobs, showJobs } from "./jobs.js";
 import { setUpKeys } from "./keys.js";
 import { className, loadExamples, loadModels, modelOf, paintExample, referenceTo } from "./models.js";
 import { cancel, follow, newSet, submit } from "./runner.js";
-import { dropAllSets, dropSet, isOver, keepSet, openSets, readSets } from "./sets.js";
+import { dropAllSets, dropSet, isOver, keepSet, onNoRoom, openSets, readSets } from "./sets.js";
 import { openViewer } from "./viewer.js";
 
 const SCALES = [0, 1, 2, 4, 8, 12];
@@ -21,7 +21,6 @@ let sending = false;
 
 /** Send bodies, each with its place on an axis, and follow them as one set. */
 async function make(bodies, about) {
-  if (sending) return; // a second press before the server has answered the first
   sending = true;
   const sent = [];
   try {
@@ -54,6 +53,7 @@ function subtitleOf(body, parts = {}) {
 }
 
 async function generate() {
+  if (sending) return; // pressed again before the server has answered
   const body = form.read();
   if (!body) {
     form.fail({ errors: [], message: "Please correct the fields marked below." });
@@ -166,6 +166,7 @@ async function start() {
   });
   $("clear").addEventListener("click", clear);
   $("model").addEventListener("change", showStarters);
+  onNoRoom(() => toast("This browser has no room for more pictures: remove some, or they are gone with this page."));
   addEventListener("hashchange", route);
   route();
   if (!(await openSets())) toast("This browser keeps no pictures beyond this page.");

@@ -40,6 +40,7 @@ async function look() {
   if ($("status").value) query.set("status", $("status").value);
   if (cursors.length) query.set("cursor", cursors.at(-1));
   let again = true;
+  let wait = 0;
   try {
     const [fleet, list] = await Promise.all([get("workers"), get(`jobs?${query}`)]);
     $("jobs-error").hidden = true;
@@ -51,9 +52,10 @@ async function look() {
     $("jobs-error").textContent = error.message;
     $("jobs-error").hidden = false;
     again = error.status !== 401;
+    wait = 1000 * (error.retryAfter ?? 0);
   }
   clearTimeout(timer);
-  if (again) timer = setTimeout(look, EVERY_MS);
+  if (again) timer = setTimeout(look, Math.max(wait, EVERY_MS));
 }
 
 /** Steps per second since the last look, from the progress of the jobs in sight. */

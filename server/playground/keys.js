@@ -13,6 +13,7 @@ function ask(wrong) {
       ? "The server does not take this key."
       : "This server asks for a key. It is sent to this server only.";
     $("key").value = "";
+    $("key-forget").hidden = !hasKey();
     dialog.returnValue = "cancel";
     dialog.addEventListener(
       "close",
@@ -20,6 +21,7 @@ function ask(wrong) {
         asking = null;
         const given = dialog.returnValue === "use" ? $("key").value.trim() : "";
         if (given) setKey(given, $("key-keep").checked);
+        if (dialog.returnValue === "forget") setKey(null);
         $("key-open").hidden = !hasKey();
         answer(given || null);
       },
@@ -38,6 +40,7 @@ export function setUpKeys() {
   });
   $("key-open").hidden = !hasKey();
   $("key-open").addEventListener("click", async () => {
-    if (await ask(false)) location.reload();
+    const before = hasKey();
+    if ((await ask(false)) || before !== hasKey()) location.reload();
   });
 }

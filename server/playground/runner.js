@@ -4,6 +4,7 @@ import { ApiError, blob, call, events, get } from "./api.js";
 import { recipeOf } from "./recipe.js";
 import { FINAL, keepSet, newId } from "./sets.js";
 
+const TRIES = 10; // to follow a job where the server is away or asks for patience
 const LOOK_S = 2; // between looks at which pictures of a running job are done
 
 /** Send one job; its view. An own idempotency key makes a second try harmless. */
@@ -44,20 +45,31 @@ export async function follow(set, show) {
     set.jobs
       .filter((job) => !FINAL.includes(job.status))
       .map(async (job) => {
-        try {
-          for await (const { event, data } of events(`jobs/${job.id}/events`)) {
-            if (event === "preview") show.preview(job, data.index, `data:image/png;base64,${data.png}`);
-            else if (event === "progress") await progress(set, job, data, started, show);
-            else await state(set, job, data, started, show);
-          }
-        } catch (error) {
-          job.status = error.status === 404 ? "gone" : "failed";
-          job.error = error.status === 404 ? "The server no longer keeps this job." : error.message;
-        }
+        let tries = TRIES;
+        while (tries > 0 && !(await attend(set, job, started, show))) tries -= 1;
         await keepSet(set);
         show.ended(job);
       }),
   );
+}
+
+/** Follow a job to its end; whether it is reached. If not, it is as it was, and can be tried again. */
+async function attend(set, job, started, show) {
+  try {
+    for await (const { event, data } of events(`jobs/${job.id}/events`)) {
+      if (event === "preview") show.preview(job, data.index, `data:image/png;base64,${data.png}`);
+      else if (event === "progress") await progress(set, job, data, started, show);
+      else await state(set, job, data, started, show);
+    }
+    return true;
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error;
+    const gone = error.status === 404;
+    if (gone) job.status = "gone";
+    job.error = gone ? "The server no longer keeps this job." : `${error.message} Reload the page to try again.`;
+    if (!gone) await new Promise((go) => setTimeout(go, 1000 * (error.retryAfter ?? 2)));
+    return gone;
+  }
 }
 
 async function progress(set, job, { steps_done: done, steps_total: total }, started, show) {

@@ -41,7 +41,22 @@ export async function readSets() {
   return found.sort((a, b) => b.created - a.created);
 }
 
-export const keepSet = (set) => run("readwrite", (store) => store.put(set));
+let noRoom = () => {};
+
+/** What to do when the browser has no room left. */
+export function onNoRoom(tell) {
+  noRoom = tell;
+}
+
+/** Keep a set as it is now. */
+export async function keepSet(set) {
+  try {
+    await run("readwrite", (store) => store.put(set));
+  } catch {
+    noRoom();
+  }
+}
+
 export const dropSet = (id) => run("readwrite", (store) => store.delete(id));
 export const dropAllSets = () => run("readwrite", (store) => store.clear());
 

@@ -6,8 +6,8 @@ from fastapi import APIRouter
 
 from server.context import Ctx
 from server.problems import responses
-from server.schemas import QueueView, WorkerLane, WorkerList, WorkerView
 from server.views import date
+from server.worker_schemas import QueueView, WorkerLane, WorkerList, WorkerView
 from worker.records import WorkerReport
 
 router = APIRouter(tags=["operation"])

@@ -63,15 +63,21 @@ def _with_policy(route: Route) -> None:
 
 
 @pytest.fixture
-def page(context: BrowserContext, stack: Stack, refusals: set[int]) -> Iterator[Page]:
-    """The open playground. No console errors, no exceptions, no request to anyone else."""
+def blank(context: BrowserContext, stack: Stack, refusals: set[int]) -> Iterator[Page]:
+    """A page that must see no console errors, no exceptions, no request to anyone else."""
     page, wrong = context.new_page(), []
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda m: wrong.append(m.text) if m.type in ("error", "warning") else None)
     page.on("request", lambda r: None if r.url.startswith((stack.url, "data:", "blob:")) else wrong.append(r.url))
-    page.goto("/")
-    expect(page.locator("#model option")).not_to_have_count(0)
     yield page
     page.close()
     allowed = tuple(f"Failed to load resource: the server responded with a status of {s}" for s in refusals)
     assert [text for text in wrong if not (allowed and text.startswith(allowed))] == []
+
+
+@pytest.fixture
+def page(blank: Page) -> Page:
+    """The open playground."""
+    blank.goto("/")
+    expect(blank.locator("#model option")).not_to_have_count(0)
+    return blank

@@ -55,7 +55,8 @@ def pixels(png: bytes) -> np.ndarray[Any, Any]:
 def shown(image: Locator) -> np.ndarray[Any, Any]:
     """(H, W, 3) of a picture on the page, in its own size."""
     data = image.evaluate(
-        """(image) => {
+        """async (image) => {
+            await image.decode(); // its source may have changed just now
             const canvas = document.createElement('canvas');
             canvas.width = image.naturalWidth;
             canvas.height = image.naturalHeight;
