@@ -71,7 +71,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
     for router in (generate.router, jobs.router, train.router, models.router, workers.router, health.router):
         app.include_router(router)
     app.include_router(playground.router)
-    app.mount("/static", playground.Files())
+    app.mount("/playground", playground.Files())
     _describe_problems(app)
     return app
 

@@ -24,7 +24,7 @@ async def page() -> FileResponse:
 
 
 class Files(StaticFiles):
-    """The page's scripts, styles and fonts, below ``/static``."""
+    """The page's scripts, styles and fonts, below ``/playground``."""
 
     def __init__(self) -> None:
         super().__init__(directory=FOLDER)

@@ -25,14 +25,16 @@ def test_the_page_is_at_the_root(stack: Stack) -> None:
 
 def test_its_files_are_served_and_revalidated(stack: Stack) -> None:
     for path in FILES:
-        answer = stack.http.get(f"/static/{path.relative_to(FOLDER)}")
+        answer = stack.http.get(f"/playground/{path.relative_to(FOLDER)}")
         assert answer.content == path.read_bytes()
         assert answer.headers["cache-control"] == "no-cache"
         known = {"If-None-Match": answer.headers["etag"]}
-        assert stack.http.get(f"/static/{path.relative_to(FOLDER)}", headers=known).status_code == 304
+        assert stack.http.get(f"/playground/{path.relative_to(FOLDER)}", headers=known).status_code == 304
 
 
-@pytest.mark.parametrize("path", ["static/absent.js", "static/..%2fapp.py", "static/%2e%2e/app.py", "static/"])
+@pytest.mark.parametrize(
+    "path", ["playground/absent.js", "playground/..%2fapp.py", "playground/%2e%2e/app.py", "playground/"]
+)
 def test_nothing_else_is(stack: Stack, path: str) -> None:
     answer = stack.http.get(f"/{path}")
     assert answer.status_code == 404
