@@ -1,236 +1,145 @@
-"""A loaded model made fast: half precision where the hardware has it, compiled ahead of time.
+"""A loaded model made fast: half precision where the hardware has it, weights converted once, compiled functions.
 
-Code is compiled once per architecture, type and hardware, in a process of its own, into a folder that
-workers share; weights are not part of it. So a new version of a model, or a restarted worker, is at full
-speed at once.
+Whatever serves is first compared with the model's own float32 networks (:mod:`model_core.selfcheck`); what
+differs too much is not used.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
-from collections.abc import Callable, Mapping
+import logging
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import torch
-from torch import Tensor
 
-from model_core.bundle import Bundle, exclusive
-from model_core.config import ClassifierConfig, DiffusionConfig, FrozenModel, UNetConfig, UpsamplerConfig
-from model_core.denoiser import Denoiser, Functions, UpdateInputs
-from model_core.hardware import name_hardware
-from model_core.importing import DTYPES
-from model_core.weights import blank, weights_of
+from model_core.bundle import Bundle
+from model_core.compilation import AccelerationError, Compiled, Compiler, Target, compile_here, compiled_folder
+from model_core.denoiser import Denoiser, Functions
+from model_core.hardware import release_memory
+from model_core.selfcheck import check, reference
+from model_core.weights import load
+
+log = logging.getLogger(__name__)
+
+CODE = "compiled"
+"""Folder of compiled code: in the cache, and beside a model's versions where ``guided models compile`` puts it."""
 
 
-class AccelerationError(Exception):
-    """Compiled code that cannot be made, loaded or trusted."""
+def code_beside(bundle: Bundle) -> Path:
+    """Where code that comes with a model is."""
+    return bundle.path.parent / CODE
 
 
-class Target(FrozenModel):
-    """What code is compiled for."""
+@dataclass
+class Accelerated:
+    """A loaded model, and what is known of its speed and precision."""
 
-    unet: UNetConfig | UpsamplerConfig
-    classifier: ClassifierConfig | None
-    diffusion: DiffusionConfig
-    device: str
-    dtype: str
-    threads: int
-    """CPU threads, which the code is laid out for; 0 on other devices."""
-    hardware: str
-    torch_version: str = torch.__version__
-    source: str
-    """Hash of the code that is traced."""
-
-    @classmethod
-    def of(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> Target:
-        """For a model on a device of this machine."""
-        config = bundle.config
-        on_cpu = device.type == "cpu"
-        return cls(
-            unet=config.unet,
-            classifier=config.classifier,
-            diffusion=config.diffusion,
-            device=str(device),
-            dtype=str(dtype).removeprefix("torch."),
-            threads=torch.get_num_threads() if on_cpu else 0,
-            hardware=name_hardware(device),
-            source=source_hash(),
-        )
+    bundle: Bundle
+    denoiser: Denoiser
+    target: Target
+    """What code for it is compiled for."""
+    errors: dict[str, float]
+    """Relative error of each function against float32."""
+    compiled: bool = False
+    refused: list[str] = field(default_factory=list)
+    """What differed too much from float32, or could not be used: ``dtype``, ``code``."""
 
     @property
-    def key(self) -> str:
-        """Names the code."""
-        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()[:32]
+    def dtype(self) -> torch.dtype:
+        """Type of the convolutions."""
+        return self.denoiser.unet.torso_dtype
+
+    @property
+    def bytes(self) -> int:
+        """Memory of the weights."""
+        networks = (self.denoiser.unet, self.denoiser.classifier)
+        return sum(p.nbytes for network in networks if network for p in network.parameters())
 
 
-def source_hash() -> str:
-    """Hash of the code that is traced."""
-    here = Path(__file__).parent
-    names = ("config", "layers", "unet", "classifier", "guidance", "samplers", "denoiser", "graphs")
-    return hashlib.sha256(b"".join((here / f"{name}.py").read_bytes() for name in names)).hexdigest()[:16]
+def compile_beside(bundle: Bundle, device: torch.device, dtype: torch.dtype) -> dict[str, float]:
+    """Compile a model's functions beside its versions, where workers on such machines find them at their start.
 
-
-def compiled_folder(root: Path, target: Target) -> Path:
-    """Where the code for ``target`` is, once it is compiled."""
-    return root / target.key
-
-
-def compile_here(root: Path, target: Target) -> Path:
-    """Compile in this process, unless it has been done; of several processes one compiles and the others wait.
+    Returns:
+        Relative error of each function against float32.
 
     Raises:
-        AccelerationError: if it cannot be compiled here.
+        AccelerationError: if they cannot be made, or differ too much from float32.
     """
-    folder = compiled_folder(root, target)
-    root.mkdir(parents=True, exist_ok=True)
-    lock = root / f"{target.key}.lock"
-    lock.touch()
-    with exclusive(lock):
-        if folder.is_dir():
-            return folder
-        from model_core.graphs import compile_graphs
-
-        if target.threads:
-            torch.set_num_threads(target.threads)
-        staged = Path(tempfile.mkdtemp(prefix=f"{target.key}.", dir=root))
-        try:
-            networks = blank(target.unet, target.classifier, target.device, DTYPES[target.dtype])
-            compile_graphs(Denoiser(*networks, target.diffusion), staged)
-            (staged / "target.json").write_text(target.model_dump_json(indent=2))
-            staged.rename(folder)
-        except Exception as error:
-            raise AccelerationError(f"{type(error).__name__}: {_last_line(str(error))}") from error
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
-    return folder
+    denoiser = load(bundle, device, dtype)
+    folder = compile_here(code_beside(bundle), Target.of(bundle, device, dtype))
+    with TemporaryDirectory() as nowhere:
+        return check(denoiser, Compiled(folder, denoiser), reference(bundle, device, Path(nowhere)))
 
 
-def _last_line(text: str) -> str:
-    lines = [line for line in text.splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
-
-
-def compile_apart(root: Path, target: Target) -> Path:
-    """As :func:`compile_here`, in a process of low priority, so that this one goes on undisturbed.
-
-    Raises:
-        AccelerationError: if it cannot be compiled here.
-    """
-    folder = compiled_folder(root, target)
-    if folder.is_dir():
-        return folder
-    if target.device == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++", "g++"))):
-        raise AccelerationError("there is no C++ compiler on this machine (install g++)")
-    done = subprocess.run(
-        [sys.executable, "-m", "model_core.acceleration", str(root.resolve())],
-        input=target.model_dump_json(),
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: os.nice(19),
-    )
-    if done.returncode:
-        raise AccelerationError(_last_line(done.stderr) or f"the compiling process ended with {done.returncode}")
-    return folder
-
-
-class Compiled(Functions):
-    """Compiled functions of one model.
+class Accelerator:
+    """Loads models as fast as this machine can run them.
 
     Args:
-        folder: made by :func:`compile_here`.
-        denoiser: its networks' weights are used where they lie, not copied.
-
-    Raises:
-        AccelerationError: if the code cannot be loaded.
+        device: where they run.
+        dtype: of their convolutions, unless that is too imprecise for a model.
+        cache: folder of converted weights, compiled code and float32 answers, shared by processes.
     """
 
-    def __init__(self, folder: Path, denoiser: Denoiser) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, cache: Path) -> None:
+        self.device, self.dtype, self.cache = device, dtype, cache
+        self._compiler = Compiler()
+
+    def load(self, bundle: Bundle) -> Accelerated:
+        """Load a model, with compiled functions if there is code for it.
+
+        Raises:
+            BundleError: if a weights file is damaged or does not fit the configuration.
+        """
+        expected = reference(bundle, self.device, self.cache / "answers")
+        release_memory()
+        denoiser, refused = self._networks(bundle, self.dtype), []
         try:
-            names = json.loads((folder / "weights.json").read_text())
-            # The code keeps no reference to the weights it is given: these objects must live as long.
-            self._weights = weights_of(denoiser)
-            self._graphs = {
-                graph: _load_graph(folder / f"{graph}.pt2", denoiser.device, self._weights, names[graph])
-                for graph in names
-            }
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            raise AccelerationError(f"{folder}: {type(error).__name__}: {_last_line(str(error))}") from error
+            errors = check(denoiser, denoiser.functions, expected)
+        except AccelerationError as error:
+            if self.dtype == torch.float32:
+                raise
+            log.error(
+                "model %s@%s: served in float32 instead of %s: %s", bundle.name, bundle.version, self.dtype, error
+            )
+            denoiser, refused = self._networks(bundle, torch.float32), ["dtype"]
+            errors = check(denoiser, denoiser.functions, expected)
+        target = Target.of(bundle, self.device, denoiser.unet.torso_dtype)
+        model = Accelerated(bundle, denoiser, target, errors, refused=refused)
+        for root in (code_beside(bundle), self.cache / CODE):
+            if compiled_folder(root, target).is_dir():
+                try:
+                    denoiser.functions = self._functions(model, root)
+                    break
+                except AccelerationError as error:
+                    log.error("model %s@%s: its compiled code is not used: %s", bundle.name, bundle.version, error)
+        return model
 
-    def predict(self, x_t: Tensor, model_t: Tensor, y: Tensor | None, low_res: Tensor | None) -> Tensor:
-        """The UNet's output."""
-        out: Tensor = self._run("predict", x_t, model_t, y, low_res)
-        return out
+    def compile(self, model: Accelerated) -> Functions:
+        """Compiled functions of a loaded model; takes minutes the first time, in a process of its own.
 
-    def gradient(self, x_t: Tensor, model_t: Tensor, label: Tensor) -> Tensor:
-        """Gradient of log p(label | x_t)."""
-        out: Tensor = self._run("gradient", x_t, model_t, label)
-        return out
+        Raises:
+            AccelerationError: if they cannot be made, or differ too much from float32.
+        """
+        root = self.cache / CODE
+        self._compiler.compile(root, model.target)
+        return self._functions(model, root)
 
-    def update(self, of: UpdateInputs) -> tuple[Tensor, Tensor]:
-        """See :func:`model_core.denoiser.update`."""
-        gradient = torch.zeros_like(of.x_t) if of.gradient is None else of.gradient
-        x, x0 = self._run("update", *of._replace(gradient=gradient, noise=of.noise.expand_as(of.x_t)))
-        return x, x0
+    def close(self) -> None:
+        """End what is being compiled, and compile nothing more."""
+        self._compiler.close()
 
-    def _run(self, graph: str, *inputs: Tensor | None) -> Any:
-        # The code reads memory as it was traced, whatever an input's strides say.
-        return self._graphs[graph](*(part.contiguous() for part in inputs if part is not None))
+    def _networks(self, bundle: Bundle, dtype: torch.dtype) -> Denoiser:
+        return load(bundle, self.device, dtype, self.cache / "weights")
 
-
-def _load_graph(
-    package: Path, device: torch.device, weights: Mapping[str, Tensor], names: Mapping[str, str]
-) -> Callable[..., Any]:
-    on_cuda = device.type == "cuda"
-    index = -1 if device.index is None else device.index
-    code = torch._inductor.aoti_load_package(str(package), run_single_threaded=on_cuda, device_index=index)
-    if needed := code.get_constant_fqns():
-        chosen = {name: weights[names[name]] for name in needed}
-        code.load_constants(chosen, check_full_update=True, user_managed=True)
-    return CudaGraphs(code) if on_cuda else code
-
-
-class CudaGraphs:
-    """A function of CUDA tensors, recorded once per batch size and then replayed."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self._function = function
-        self._recorded: dict[int, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Any]] = {}
-
-    def __call__(self, *inputs: Tensor) -> Any:
-        """Copy the inputs in, replay, copy the outputs out."""
-        size = len(inputs[0])
-        if size not in self._recorded:
-            self._recorded[size] = self._record(inputs)
-        graph, static, outputs = self._recorded[size]
-        for to, part in zip(static, inputs, strict=True):
-            to.copy_(part)
-        graph.replay()
-        return outputs.clone() if isinstance(outputs, Tensor) else tuple(part.clone() for part in outputs)
-
-    def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Any]:
-        static = tuple(part.clone() for part in inputs)
-        stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # allocations and choices of kernels, before recording
-            for _ in range(2):
-                self._function(*static)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            outputs = self._function(*static)
-        return graph, static, outputs
-
-
-if __name__ == "__main__":
-    try:
-        compile_here(Path(sys.argv[1]), Target.model_validate_json(sys.stdin.read()))
-    except AccelerationError as problem:
-        sys.exit(str(problem))
+    def _functions(self, model: Accelerated, root: Path) -> Functions:
+        functions = Compiled(compiled_folder(root, model.target), model.denoiser)
+        try:
+            model.errors = check(
+                model.denoiser, functions, reference(model.bundle, self.device, self.cache / "answers")
+            )
+        except AccelerationError:
+            model.refused.append("code")
+            raise
+        model.compiled = True
+        return functions

@@ -136,6 +136,13 @@ class Bundle:
         """File of a network's weights."""
         return self.path / f"{part}.safetensors"
 
+    def digest(self, part: Part) -> str:
+        """Names the contents of a network's weights: their recorded hash, or where and when they were written."""
+        if record := self.config.weights.get(part):
+            return record.sha256
+        path = self.weights_path(part).resolve()
+        return f"{path} {path.stat().st_mtime_ns}"
+
     @property
     def examples(self) -> Path:
         """A picture with an example of each class, row by row; it may be absent."""
@@ -355,6 +362,17 @@ def exclusive(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write to, which then takes its place: readers see the whole or nothing."""
+    temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

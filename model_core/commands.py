@@ -124,6 +124,34 @@ def rollback(
     print(f"{name}: version {now} is the latest now (was {was})")
 
 
+@models_app.command("compile")
+def compile_model(
+    model: Reference,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"auto, {DTYPE_HELP}.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads the workers will have; default: all cores.")
+    ] = None,
+    models_dir: ModelsDir = MODELS_DIR,
+) -> None:
+    """Compile a model for machines like this one; workers there start with it at full speed."""
+    import torch
+
+    from model_core.acceleration import code_beside, compile_beside
+    from model_core.hardware import choose_device, choose_dtype
+
+    bundle = open_reference(model, models_dir)
+    if threads is not None:
+        torch.set_num_threads(threads)
+    where = choose_device(device)
+    chosen = choose_dtype(dtype, where)
+    with Console(stderr=True).status("compiling (minutes) ..."):
+        errors = compile_beside(bundle, where, chosen)
+    found = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
+    kind = str(chosen).removeprefix("torch.")
+    print(f"{code_beside(bundle)}: code for {where} in {kind}; differs from float32 by: {found}")
+
+
 @models_app.command("import")
 def import_model(
     name: Annotated[str, typer.Argument(help="Model to publish.")],

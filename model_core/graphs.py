@@ -2,10 +2,11 @@
 
 The graphs hold no weights: code is compiled for an architecture, and takes any weights of it.
 
-Tracing replaces three operations, for reasons measured on CPUs (``benchmarks/model.py``): group
-normalisation by sums per channel and one multiply-add per value, which vectorise in the channels-last
-layout where sums over groups of six channels do not; its gradient likewise; the gradient of attention by
-matrix products, which half-precision units run much faster than the fused kernel.
+Tracing replaces two operations and their gradients, for reasons measured on CPUs (``benchmarks/model.py``):
+group normalisation by sums per channel and one multiply-add per value, which vectorise in the channels-last
+layout where sums over groups of six channels do not; attention by matrix products, which half-precision
+units run much faster than the fused kernel (a third of the whole step, on a CPU that the kernel's library
+does not know).
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ MAX_BATCH = 4096
 """Largest batch the compiled code is for."""
 OPTIONS = {
     "aot_inductor.package_constants_in_so": False,
-    # Else a weight whose values happen to be equal while compiling becomes part of the code.
+    # Else small weights, and those whose values happen to be equal while compiling, become part of the code.
+    "always_keep_tensor_constants": True,
     "joint_graph_constant_folding": False,
 }
 """How Inductor compiles the graphs."""
@@ -87,6 +89,23 @@ def _group_norm_backward(
     return out, None, None
 
 
+def _attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    dropout: float = 0.0,
+    is_causal: bool = False,
+    attn_mask: Tensor | None = None,
+    scale: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As the fused kernel, without dropout or mask: each tensor (B, heads, T, d); also logsumexp (B, heads, T)."""
+    logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
+    top = logits.amax(-1, keepdim=True)
+    weights = torch.exp(logits - top)
+    total = weights.sum(-1, keepdim=True)
+    return (weights / total).to(v.dtype) @ v, (top + total.log()).squeeze(-1)
+
+
 def _attention_backward(
     grad: Tensor,
     q: Tensor,
@@ -111,6 +130,7 @@ def _attention_backward(
 REPLACED: dict[Any, Callable[..., Any]] = {
     aten.native_group_norm.default: _group_norm,
     aten.native_group_norm_backward.default: _group_norm_backward,
+    aten._scaled_dot_product_flash_attention_for_cpu.default: _attention,
     aten._scaled_dot_product_flash_attention_for_cpu_backward.default: _attention_backward,
 }
 
@@ -183,9 +203,10 @@ def compile_graphs(denoiser: Denoiser, folder: Path) -> None:
     for name, inputs in example_inputs(denoiser).items():
         program = trace(functions[name], inputs)
         weights[name] = {name: by_place[tensor.data_ptr()] for name, tensor in program.state_dict.items()}
-        torch._inductor.aoti_compile_and_package(
-            program,
-            package_path=str(folder / f"{name}.pt2"),
-            inductor_configs=OPTIONS,
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(folder / f"{name}.pt2"), inductor_configs=OPTIONS
         )
+        needed = torch._inductor.aoti_load_package(package).get_constant_fqns()
+        if missing := set(weights[name]) - set(needed):
+            raise RuntimeError(f"{name}: weights became part of the code: {', '.join(sorted(missing))}")
     (folder / "weights.json").write_text(json.dumps(weights))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model_core.acceleration import AccelerationError, source_hash
-from model_core.bundle import Bundle
+from model_core.bundle import Bundle, atomic
+from model_core.compilation import AccelerationError, source_hash
 from model_core.denoiser import Denoiser, Functions
 from model_core.noise import noise_keys, normal
 from model_core.schedule import step_table
@@ -68,17 +66,15 @@ def reference(bundle: Bundle, device: torch.device, cache: Path) -> dict[str, Te
         device: where to compute it; memory for the weights in float32 is needed for a moment.
         cache: folder of earlier answers.
     """
-    weights = ",".join(record.sha256 for record in bundle.config.weights.values()) or str(bundle.path.resolve())
+    weights = ",".join(bundle.digest(part) for part in bundle.parts)
     path = cache / f"{hashlib.sha256(f'{weights} {source_hash()}'.encode()).hexdigest()[:32]}.safetensors"
     if path.exists():
         return load_file(path)
     denoiser = load(bundle, device, torch.float32)
     found = answers(denoiser, denoiser.functions)
     cache.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=cache)
-    os.close(handle)
-    save_file(found, temporary)
-    os.replace(temporary, path)
+    with atomic(path) as temporary:
+        save_file(found, temporary)
     return found
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from model_core.bundle import Bundle, BundleError, sha256
+from model_core.bundle import Bundle, BundleError, Part, atomic, sha256
 from model_core.classifier import Classifier
 from model_core.config import ClassifierConfig, UNetConfig
 from model_core.denoiser import Denoiser
@@ -135,6 +136,48 @@ def load_network(
     return network
 
 
+def load_mapped(
+    config: UNetConfig | ClassifierConfig, path: Path, digest: str, dtype: torch.dtype, cache: Path
+) -> Trunk:
+    """As :func:`load_network` on the CPU, but all processes of the machine share one copy of the weights.
+
+    They are converted once, into a file that every process maps to memory.
+
+    Args:
+        config: the network.
+        path: its weights.
+        digest: names the file's contents.
+        dtype: of the convolutions.
+        cache: folder of converted files.
+
+    Raises:
+        BundleError: if the file is damaged or is for another network.
+    """
+    check_file(path, expected_shapes(build(config)))
+    kind = str(dtype).removeprefix("torch.")
+    converted = cache / f"{hashlib.sha256(digest.encode()).hexdigest()[:32]}.{kind}.safetensors"
+    if not converted.exists():
+        network = load_network(config, path, "cpu", dtype)
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic(converted) as temporary:
+            save_file({name: _as_stored(tensor) for name, tensor in network.state_dict().items()}, temporary)
+        del network
+    network = build(config)
+    network.set_torso_dtype(dtype)
+    with _opened(converted) as file:
+        _fill(network, lambda name, empty: _as_used(file.get_tensor(name), empty))
+    return network
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    """A weight whose values lie in memory in the order of its dimensions, as safetensors wants them."""
+    return tensor.permute(0, 2, 3, 1) if _format(tensor) == torch.channels_last else tensor
+
+
+def _as_used(stored: Tensor, empty: Tensor) -> Tensor:
+    return stored.permute(0, 3, 1, 2) if _format(empty) == torch.channels_last else stored
+
+
 def blank(
     unet: UNetConfig, classifier: ClassifierConfig | None, device: torch.device | str, dtype: torch.dtype
 ) -> tuple[UNet, Classifier | None]:
@@ -161,18 +204,30 @@ def copy_weights(path: Path, network: nn.Module) -> None:
             tensor.copy_(file.get_tensor(name))
 
 
-def load(bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Denoiser:
+def load(
+    bundle: Bundle, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, cache: Path | None = None
+) -> Denoiser:
     """Load a bundle's networks, ready to sample.
+
+    Args:
+        bundle: the model.
+        device: where to load it.
+        dtype: of the convolutions.
+        cache: on a CPU, folder of converted weights that processes share.
 
     Raises:
         BundleError: if a weights file is damaged or does not fit the configuration.
     """
+
+    def one(part: Part, config: UNetConfig | ClassifierConfig) -> Any:
+        path = bundle.weights_path(part)
+        if cache is None or torch.device(device).type != "cpu":
+            return load_network(config, path, device, dtype)
+        return load_mapped(config, path, bundle.digest(part), dtype, cache)
+
     config = bundle.config
-    unet = load_network(config.unet, bundle.weights_path("unet"), device, dtype)
-    classifier = None
-    if config.classifier:
-        classifier = load_network(config.classifier, bundle.weights_path("classifier"), device, dtype)
-    return Denoiser(unet, classifier, config.diffusion)  # type: ignore[arg-type]
+    classifier = one("classifier", config.classifier) if config.classifier else None
+    return Denoiser(one("unet", config.unet), classifier, config.diffusion)
 
 
 def weights_of(denoiser: Denoiser) -> dict[str, Tensor]:

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+from model_core.acceleration import CODE
+from model_core.bundle import Store
+from model_core.compilation import Target
+from model_core.hardware import choose_dtype
 from tests.models import publish, tiny_config, upsampler_config
 from tests.stack import Stack
 
@@ -18,6 +26,19 @@ def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     Image.linear_gradient("L").resize((64, 48)).save(tiny.examples)
     publish(root, "up", upsampler_config())
     return root
+
+
+@pytest.fixture(scope="session")
+def code_for_tiny(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Path:
+    """Acceleration folder with compiled code of the small model; of the test processes one compiles it."""
+    root = tmp_path_factory.getbasetemp()
+    folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "acceleration"
+    device = torch.device("cpu")
+    bundle = Store(served_models).find("tiny")
+    target = Target.of(bundle, device, choose_dtype("auto", device))
+    command = [sys.executable, "-m", "model_core.compilation", str(folder / CODE)]
+    subprocess.run(command, input=target.model_dump_json(), text=True, check=True, stderr=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -71,6 +71,7 @@ class Stack:
             "width": 4,
             "threads": 1,
             "heartbeat_ttl_s": 3,
+            "compile": False,
             **settings,
         }
         self.environment = {f"GUIDED_{name.upper()}": str(value) for name, value in given.items()}

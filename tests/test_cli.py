@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -69,7 +71,19 @@ def test_every_sampling_option_changes_the_picture(models: Path, tmp_path: Path)
     assert (ddim != pixels("--sampler", "ddim", "--eta", "0.7")).any()
     assert (base != pixels("--scale", "60")).any()
     assert (pixels("--scale", "60") != pixels("--scale", "60", "--guidance-interval", 900, 999)).any()
+    assert (pixels("--scale", "60") != pixels("--scale", "60", "--guidance-every", 2)).any()
+    assert (ddim != pixels("--sampler", "dpmpp_2m")).any()
     assert (base != pixels("--no-clip")).any()
+
+
+def test_compile_tells_the_error_against_float32(models: Path, code_for_tiny: Path, tmp_path: Path) -> None:
+    shutil.copytree(models, tmp_path / "models")
+    shutil.copytree(code_for_tiny / "compiled", tmp_path / "models" / "tiny" / "compiled")  # compiled before
+    said = guided("models", "compile", "tiny", models=tmp_path / "models")
+    assert re.search(
+        r"tiny/compiled: code for cpu in \w+; differs from float32 by: predict [0-9.]+%, gradient [0-9.]+%", said
+    )
+    assert len(list((tmp_path / "models" / "tiny" / "compiled").glob("*/target.json"))) == 1
 
 
 def test_cascade_equals_its_stages(models: Path, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from model_core.batch import SampleBatch
-from model_core.denoiser import Denoiser, SampleSpec
+from model_core.denoiser import Denoiser, Functions, SampleSpec
 from model_core.pictures import from_pixels, to_pixels
 from model_core.schedule import respaced_timesteps
 from worker.lane import Lane, StepReport, out_of_memory
@@ -183,6 +183,15 @@ class Engine:
 
         self._order(remove)
         return answer
+
+    def exchange(self, key: str, functions: Functions, width: int) -> None:
+        """Let a lane go on with other functions of its model, and another width."""
+
+        def apply() -> None:
+            if lane := self._lanes.get(key):
+                lane.denoiser.functions, lane.width = functions, width
+
+        self._order(apply)
 
     def submit(self, request: Request) -> None:
         """Take a request in; its lanes must have been added."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -11,8 +12,10 @@ from prometheus_client import (
     disable_created_metrics,
 )
 
+from model_core.hardware import peak_memory
 from worker.engine import Engine
 from worker.lane import StepReport
+from worker.registry import Loaded
 
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
@@ -62,6 +65,30 @@ class WorkerMetrics:
         self.model_info = Gauge(
             "guided_model_info", "1 for each model version loaded.", ["model", "version", "dtype"], registry=r
         )
+        self.compiled = Gauge(
+            "guided_model_compiled", "Whether compiled functions serve the model.", ["model"], registry=r
+        )
+        self.compile_time = Gauge(
+            "guided_model_compile_seconds",
+            "Time until they did, where they were not there at once.",
+            ["model"],
+            registry=r,
+        )
+        self.precision_error = Gauge(
+            "guided_precision_error_ratio",
+            "Relative error of what serves, on fixed inputs, against float32.",
+            ["model", "function"],
+            registry=r,
+        )
+        self.refused = Gauge(
+            "guided_acceleration_refused",
+            "1 where a model is served without its type or compiled code, for imprecision or other failures.",
+            ["model", "what"],
+            registry=r,
+        )
+        self.peak_memory = Gauge(
+            "guided_peak_memory_bytes", "Most memory in use so far: of the process, or on a CUDA device.", registry=r
+        )
         self.load_time = Gauge("guided_model_load_seconds", "Time to load the model last time.", ["model"], registry=r)
         self.running = Gauge("guided_samples_running", "Samples with a slot.", ["model"], registry=r)
         self.waiting = Gauge("guided_samples_waiting", "Samples without a slot.", ["model"], registry=r)
@@ -83,6 +110,23 @@ class WorkerMetrics:
         self.occupancy.labels(model).observe(report.samples / report.width)
         self.classifier_steps.labels(model).inc(report.guided)
         self.classifier_saved.labels(model).inc(report.samples - report.guided)
+
+    def observe_loaded(self, loaded: Loaded, device: torch.device) -> None:
+        """Tell what is known of a model that was loaded, or got compiled functions."""
+        model, bundle = loaded.model, loaded.bundle
+        self.model_info.labels(bundle.name, bundle.version, str(model.dtype).removeprefix("torch.")).set(1)
+        self.load_time.labels(bundle.name).set(loaded.seconds)
+        memory = torch.cuda.memory_allocated() if device.type == "cuda" else model.bytes
+        self.memory.labels(str(device)).set(memory)
+        self.compiled.labels(loaded.key).set(model.compiled)
+        if loaded.compile_seconds is not None:
+            self.compile_time.labels(loaded.key).set(loaded.compile_seconds)
+        for function, error in model.errors.items():
+            self.precision_error.labels(loaded.key, function).set(error)
+        for what in ("dtype", "code"):
+            failed = what in model.refused or (what == "code" and loaded.compile_failed)
+            self.refused.labels(loaded.key, what).set(failed)
+        self.peak_memory.set_function(lambda: peak_memory(device))
 
     @property
     def steps_per_second(self) -> float:

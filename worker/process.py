@@ -14,6 +14,7 @@ from redis import Redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from model_core.hardware import keep_memory
 from worker.engine import Engine, Event
 from worker.metrics import WorkerMetrics
 from worker.registry import Loaded, Registry
@@ -32,6 +33,7 @@ def run_worker(settings: WorkerSettings) -> None:
     """
     if settings.redis_url is None:
         raise ValueError("redis_url: a worker needs one (GUIDED_REDIS_URL); 'guided up' brings its own")
+    keep_memory()
     if settings.threads:
         torch.set_num_threads(settings.threads)
     metrics = WorkerMetrics()
@@ -47,12 +49,7 @@ def run_worker(settings: WorkerSettings) -> None:
     engine = Engine(on_event, on_step=metrics.observe_step, policy=policy)
 
     def on_loaded(loaded: Loaded) -> None:
-        name, version = loaded.bundle.name, loaded.bundle.version
-        dtype = str(registry.dtype).removeprefix("torch.")
-        metrics.model_info.labels(name, version, dtype).set(1)
-        metrics.load_time.labels(name).set(loaded.seconds)
-        memory = torch.cuda.memory_allocated() if registry.device.type == "cuda" else loaded.bytes
-        metrics.memory.labels(str(registry.device)).set(memory)
+        metrics.observe_loaded(loaded, registry.device)
         for worker in workers:
             worker.wake.set()
 
@@ -70,6 +67,7 @@ def run_worker(settings: WorkerSettings) -> None:
         worker.work()
         log.info("worker %s: stopped", worker.name)
     finally:
+        registry.close()
         engine.stop()
         thread.join()
 

@@ -10,12 +10,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from model_core.bundle import Bundle, BundleError, Store
-from model_core.denoiser import Denoiser
-from model_core.hardware import choose_device, choose_dtype
-from model_core.weights import load
+from model_core.acceleration import Accelerated, Accelerator
+from model_core.bundle import Bundle, BundleError, Store, atomic
+from model_core.compilation import AccelerationError
+from model_core.denoiser import Denoiser, Functions
+from model_core.hardware import choose_device, choose_dtype, release_memory
 from worker.engine import Engine, measure_width
 from worker.settings import WorkerSettings
 
@@ -34,14 +33,21 @@ def next_bucket(count: int) -> int:
 class Loaded:
     """A model version that is being served."""
 
-    bundle: Bundle
-    denoiser: Denoiser
+    model: Accelerated
     width: int
     seconds: float
     """Time it took to load, with the width measurement."""
-    bytes: int
     used: float
     """When it was last asked for, monotonic s."""
+
+    compile_seconds: float | None = None
+    """Time until its compiled functions served, if they were not there when it was loaded."""
+    compile_failed: bool = False
+
+    @property
+    def bundle(self) -> Bundle:
+        """What was loaded."""
+        return self.model.bundle
 
     @property
     def key(self) -> str:
@@ -60,7 +66,7 @@ class Registry:
     Args:
         engine: gets the lanes.
         settings: device, type, widths, limits.
-        on_loaded: called on the loading thread after each load.
+        on_loaded: called after each load, and again once compiled functions serve or cannot be had.
     """
 
     def __init__(
@@ -72,10 +78,12 @@ class Registry:
         self.store = Store(settings.models_dir)
         self.device = choose_device(settings.device)
         self.dtype = choose_dtype(settings.dtype, self.device)
+        self._accelerator = Accelerator(self.device, self.dtype, settings.acceleration_folder)
         self._loads: dict[str, Future[Loaded]] = {}
         self._current: dict[str, str] = {}
         self._bad: set[str] = set()
         self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
+        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
 
     @property
     def names(self) -> list[str]:
@@ -160,6 +168,11 @@ class Registry:
                 found.append(name)
         return found
 
+    def close(self) -> None:
+        """Compile nothing more."""
+        self._compiler.shutdown(wait=False, cancel_futures=True)
+        self._accelerator.close()
+
     def tidy(self) -> None:
         """Free versions that are no longer current, once no sample needs them; in the background."""
         self._loader.submit(self._tidy)
@@ -174,6 +187,7 @@ class Registry:
         removed = self._engine.remove_lane(loaded.key).result(timeout=60)
         if removed:
             del self._loads[loaded.key]
+            release_memory()
             log.info("model %s: unloaded", loaded.key)
         return removed
 
@@ -181,15 +195,38 @@ class Registry:
         bundle = self.store.find(lane_key(name, version))
         self._make_room(sum(bundle.weights_path(part).stat().st_size for part in bundle.parts))
         began = time.perf_counter()
-        denoiser = load(bundle, self.device, self.dtype)
-        width = self._settings.width or self._width(bundle, denoiser)
-        size = sum(p.nbytes for net in (denoiser.unet, denoiser.classifier) if net for p in net.parameters())
-        loaded = Loaded(bundle, denoiser, width, time.perf_counter() - began, size, time.monotonic())
+        model = self._accelerator.load(bundle)
+        width = self._settings.width or self._width(model, model.denoiser)
+        loaded = Loaded(model, width, time.perf_counter() - began, time.monotonic())
         pad = self.device.type == "cuda" if self._settings.pad_batches is None else self._settings.pad_batches
-        self._engine.add_lane(loaded.key, denoiser, width, next_bucket if pad else None)
-        log.info("model %s: loaded in %.1f s, width %d", loaded.key, loaded.seconds, width)
+        self._engine.add_lane(loaded.key, model.denoiser, width, next_bucket if pad else None)
+        how = "compiled" if model.compiled else "eager"
+        log.info("model %s: loaded in %.1f s, %s, width %d", loaded.key, loaded.seconds, how, width)
         self._on_loaded(loaded)
+        if self._settings.compile and not model.compiled and "code" not in model.refused:
+            self._compiler.submit(self._compile, loaded)
         return loaded
+
+    def _compile(self, loaded: Loaded) -> None:
+        began, model = time.perf_counter(), loaded.model
+        try:
+            functions = self._accelerator.compile(model)
+            width = self._settings.width or self._width(model, self._beside(model.denoiser, functions))
+        except AccelerationError as error:
+            loaded.compile_failed = True
+            log.warning("model %s: stays eager: %s", loaded.key, error)
+        else:
+            loaded.compile_seconds, loaded.width = time.perf_counter() - began, width
+            self._engine.exchange(loaded.key, functions, width)
+            log.info("model %s: compiled after %.0f s, width %d", loaded.key, loaded.compile_seconds, width)
+        self._on_loaded(loaded)
+
+    @staticmethod
+    def _beside(denoiser: Denoiser, functions: Functions) -> Denoiser:
+        """The same networks for another thread, with functions nobody else uses yet."""
+        other = Denoiser(denoiser.unet, denoiser.classifier, denoiser.diffusion)
+        other.functions = functions
+        return other
 
     def _make_room(self, needed: int) -> None:
         limit = self._settings.memory_limit_mb
@@ -197,28 +234,28 @@ class Registry:
             return
         by_use = sorted(self.loaded, key=lambda loaded: loaded.used)
         for loaded in by_use:
-            if sum(x.bytes for x in self.loaded) + needed <= limit << 20:
+            if sum(x.model.bytes for x in self.loaded) + needed <= limit << 20:
                 return
             self._unload(loaded)
-        held = sum(x.bytes for x in self.loaded)
+        held = sum(x.model.bytes for x in self.loaded)
         if held + needed > limit << 20:
             raise BundleError(
                 f"memory_limit_mb: {needed >> 20} MiB of weights do not fit beside {held >> 20} of {limit} MiB in use"
             )
 
-    def _width(self, bundle: Bundle, denoiser: Denoiser) -> int:
-        """Measured once per model version, device, type and thread count, and remembered on disk."""
+    def _width(self, model: Accelerated, denoiser: Denoiser) -> int:
+        """Measured once per model version, type, code and machine, and remembered on disk."""
         cache = self._settings.data_dir / "widths.json"
-        threads = torch.get_num_threads() if self.device.type == "cpu" else 0
-        weights = ",".join(record.sha256[:12] for record in bundle.config.weights.values())
-        key = f"{weights} {self.device} {self.dtype} {threads} {self._settings.max_width}"
+        weights = ",".join(model.bundle.digest(part)[:12] for part in model.bundle.parts)
+        key = f"{weights} {model.target.key} {model.compiled} {self._settings.max_width}"
         known = _read_json(cache)
         if key not in known:
             known[key] = measure_width(denoiser, max_width=self._settings.max_width)
+            if any(running for running, _ in self._engine.counts().values()):
+                return known[key]  # not measured alone: good enough for now, not for ever
             cache.parent.mkdir(parents=True, exist_ok=True)
-            temporary = cache.with_suffix(f".{time.monotonic_ns()}")
-            temporary.write_text(json.dumps({**_read_json(cache), key: known[key]}, indent=2))
-            temporary.replace(cache)
+            with atomic(cache) as temporary:
+                temporary.write_text(json.dumps({**_read_json(cache), key: known[key]}, indent=2))
         return known[key]
 
 

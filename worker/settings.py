@@ -80,6 +80,13 @@ class WorkerSettings(CommonSettings):
     threads: int | None = Field(default=None, ge=1, description="CPU threads of a worker; default: all cores.")
     width: int | None = Field(default=None, ge=1, description="Samples in flight at once; default: measured.")
     max_width: int = Field(default=64, ge=1, description="Widest batch that is tried when measuring.")
+    compile: bool = Field(
+        default=True, description="Compile networks in the background, in a process of low priority; eager until then."
+    )
+    acceleration_dir: Path | None = Field(
+        default=None,
+        description="Folder of compiled code and converted weights; default: acceleration in data_dir.",
+    )
     pad_batches: bool | None = Field(
         default=None, description="Pad batches to few sizes, for compiled networks; default: on CUDA."
     )
@@ -114,6 +121,11 @@ class WorkerSettings(CommonSettings):
     webhook_hosts: tuple[str, ...] = Field(
         default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
     )
+
+    @property
+    def acceleration_folder(self) -> Path:
+        """Where compiled code and converted weights are."""
+        return (self.acceleration_dir or self.data_dir / "acceleration").resolve()
 
     @property
     def training_folder(self) -> Path:

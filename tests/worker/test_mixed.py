@@ -14,7 +14,7 @@ from PIL import Image
 
 from model_core.denoiser import SampleSpec
 from model_core.pictures import to_pixels
-from model_core.samplers import Sampler
+from model_core.samplers import SAMPLERS
 from model_core.sampling import sample
 from model_core.schedule import respacing_for
 from tests.models import tiny_denoiser
@@ -29,8 +29,9 @@ def requests() -> list[dict[str, Any]]:
         {
             "class_label": draw.randrange(10),
             "steps": draw.choice([10, 10, 10, 17, 25, 40, 50, 100, 250]),
-            "sampler": draw.choice(["ddpm", "ddim"]),
+            "sampler": draw.choice(list(SAMPLERS)),
             "eta": draw.choice([0.0, 0.5]),
+            "guidance_every": draw.choice([1, 1, 3]),
             "guidance_scale": draw.choice([0.0, round(draw.uniform(0, 10), 2)]),
             "priority": draw.choice(["low", "default", "high"]),
             "seed": draw.randrange(10**6),
@@ -43,9 +44,10 @@ def spec(body: dict[str, Any]) -> SampleSpec:
     return SampleSpec(
         seed=body["seed"],
         respacing=respacing_for(1000, body["steps"], body["sampler"]),
-        sampler=Sampler[body["sampler"].upper()],
+        sampler=SAMPLERS[body["sampler"]],
         eta=body["eta"],
         guidance_scale=body["guidance_scale"],
+        guidance_every=body["guidance_every"],
         label=body["class_label"],
     )
 

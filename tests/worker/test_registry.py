@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from model_core.bundle import BundleError
+from model_core.bundle import BundleConfig, BundleError
+from model_core.config import DiffusionConfig, UNetConfig
+from model_core.denoiser import SampleSpec
 from model_core.hardware import choose_device, choose_dtype
+from model_core.sampling import sample
+from model_core.weights import load
 from tests.models import publish, tiny_config
-from worker.engine import Engine
-from worker.registry import Registry, next_bucket
+from worker.engine import Engine, Finished, Request, Stage
+from worker.registry import Loaded, Registry, next_bucket
 from worker.settings import WorkerSettings
 
 
@@ -28,7 +32,14 @@ def engine() -> Iterator[Engine]:
 
 
 def settings(tmp_path: Path, **given: object) -> WorkerSettings:
-    base = {"models_dir": tmp_path / "models", "data_dir": tmp_path, "dtype": "float32", "device": "cpu", "width": 2}
+    base = {
+        "models_dir": tmp_path / "models",
+        "data_dir": tmp_path,
+        "dtype": "float32",
+        "device": "cpu",
+        "width": 2,
+        "compile": False,
+    }
     return WorkerSettings.model_validate({**base, **given})
 
 
@@ -60,6 +71,42 @@ def test_under_a_memory_limit_unused_models_make_room(tmp_path: Path, engine: En
     assert lanes(engine) == {"b@1"}
     registry.get("a", "1").result()
     assert lanes(engine) == {"a@1"}
+
+
+@pytest.mark.slow
+def test_compiled_functions_take_over_while_samples_run(tmp_path: Path) -> None:
+    smallest = UNetConfig(
+        image_size=8, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(), channel_mult=(1,)
+    )
+    config = BundleConfig(unet=smallest, diffusion=DiffusionConfig())
+    bundle = publish(tmp_path / "models", "a", config)
+    compiled, finished = threading.Event(), list[Finished]()
+
+    def on_loaded(loaded: Loaded) -> None:
+        if loaded.model.compiled:
+            compiled.set()
+
+    engine = Engine(lambda event: finished.append(event) if isinstance(event, Finished) else None)
+    registry = Registry(engine, settings(tmp_path, compile=True), on_loaded)
+    registry.serve()
+    engine.step()  # adds the lane
+    (loaded,) = registry.loaded
+    eager = loaded.model.denoiser.functions
+    spec = SampleSpec(seed=1, respacing="20")
+    engine.submit(Request("before and after", [(Stage(loaded.key, spec, 20),)]))
+    for _ in range(10):
+        engine.step()
+    assert compiled.wait(180)
+    while not finished:
+        engine.step()
+    assert loaded.model.denoiser.functions is not eager
+    assert loaded.compile_seconds is not None
+    alone = sample(load(bundle), [spec])
+    torch.testing.assert_close(finished[0].x[None], alone, rtol=1e-3, atol=1e-3)
+    registry.close()
+
+    again = Registry(engine, settings(tmp_path, compile=True))
+    assert again.get("a", "1").result().model.compiled
 
 
 def test_a_model_larger_than_the_limit_is_refused(tmp_path: Path, engine: Engine) -> None:
