@@ -16,9 +16,9 @@ import httpx
 import stamina
 from httpx_sse import SSEError, aconnect_sse
 
+from clients import DEFAULT_URL
 from clients.calls import (
     ANY_JOB,
-    DEFAULT_URL,
     POLL_S,
     RETRY_STATUSES,
     Call,

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 from clients.errors import ApiError, JobEndedBadly, Unreachable, error_of
 from server.schemas import AnyJob, GenerateRequest, JobView, Progress, TrainProgress, TrainRequest, TrainView
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 RETRY_STATUSES = (429, 502, 503, 504)
 STREAM_FAILURES = 3
 """Broken event streams in a row after which :meth:`wait` polls."""

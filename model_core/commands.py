@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,18 +12,36 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from model_core import completion
+from model_core.completion import MODELS_DIR
+from model_core.terminal import can_show
+from model_core.terminal import show as show_pictures
+
 if TYPE_CHECKING:
     from model_core.bundle import Bundle, Store
 
-models_app = typer.Typer(help="Models on disk: import, list, show, verify, publish.", no_args_is_help=True)
+models_app = typer.Typer(help="Models: import, list, show, verify, compile, publish, roll back.", no_args_is_help=True)
 
 ModelsDir = Annotated[
     Path, typer.Option("--models-dir", envvar="GUIDED_MODELS_DIR", help="Folder of published models.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
-Reference = Annotated[str, typer.Argument(help="A model: NAME, NAME@VERSION, or the path of a bundle.")]
+Show = Annotated[
+    bool | None, typer.Option("--show/--no-show", help="Show the pictures here; default: if the terminal can.")
+]
+Reference = Annotated[
+    str,
+    typer.Argument(
+        help="A model: NAME, NAME@VERSION, or the path of a bundle.",
+        show_default=False,
+        autocompletion=completion.models,
+    ),
+]
 
-MODELS_DIR = Path("models")
+IMPORT_EXAMPLES = """\
+Examples:
+  guided models import imagenet64 --unet 64x64_diffusion.pt --classifier 64x64_classifier.pt
+  guided models import mine --unet ema.pt --preset 64x64_diffusion --dtype float16"""
 DTYPE_HELP = "float32, float16 or bfloat16"
 
 
@@ -73,8 +92,26 @@ def list_models(models_dir: ModelsDir = MODELS_DIR, as_json: AsJson = False) -> 
     Console().print(table if rows else f"No models in {models_dir}.")
 
 
+def _busy(what: str) -> AbstractContextManager[object]:
+    """A spinner on a terminal: large files take their time."""
+    console = Console(stderr=True)
+    return console.status(f"{what} ...") if console.is_terminal else nullcontext()
+
+
+def _published(bundle: Bundle, as_json: bool, said: str = "published") -> None:
+    """Tell which version a verb was about."""
+    if as_json:
+        print(json.dumps({"name": bundle.name, "version": bundle.version, "path": str(bundle.path)}))
+    else:
+        print(f"{said} {bundle.name}@{bundle.version}")
+
+
 @models_app.command()
-def show(model: Reference, models_dir: ModelsDir = MODELS_DIR) -> None:
+def show(
+    model: Reference,
+    models_dir: ModelsDir = MODELS_DIR,
+    as_json: Annotated[bool, typer.Option("--json", help="As without: this verb always prints JSON.")] = False,
+) -> None:
     """Print a model's configuration as JSON."""
     bundle = open_reference(model, models_dir)
     shown = {"name": bundle.name, "version": bundle.version, "path": str(bundle.path)}
@@ -82,13 +119,17 @@ def show(model: Reference, models_dir: ModelsDir = MODELS_DIR) -> None:
 
 
 @models_app.command()
-def verify(model: Reference, models_dir: ModelsDir = MODELS_DIR) -> None:
-    """Check a model's files: hashes, and that every weight fits the configured networks."""
+def verify(model: Reference, models_dir: ModelsDir = MODELS_DIR, as_json: AsJson = False) -> None:
+    """Check a model's files: hashes, and every weight against the networks."""
     from model_core.weights import verify as verify_bundle
 
     bundle = open_reference(model, models_dir)
-    verify_bundle(bundle)
-    print(f"{bundle.path}: whole")
+    with _busy("checking"):
+        verify_bundle(bundle)
+    if as_json:
+        _published(bundle, as_json)
+    else:
+        print(f"{bundle.path}: whole")
 
 
 @models_app.command()
@@ -96,8 +137,9 @@ def publish(
     source: Annotated[Path, typer.Argument(help="Folder of a bundle, from training or another machine.")],
     name: Annotated[str, typer.Argument(help="Model to publish it as.")],
     models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    """Check a bundle and publish it as the newest version of a model."""
+    """Check a bundle and make it the newest version of a model."""
     import shutil
 
     from model_core.bundle import open_bundle
@@ -110,17 +152,21 @@ def publish(
             if path.is_file():
                 shutil.copy2(path, staged)
         bundle = store.publish(name, staged)
-    print(f"published {bundle.name}@{bundle.version}")
+    _published(bundle, as_json)
 
 
 @models_app.command()
 def rollback(
-    name: Annotated[str, typer.Argument(help="A model.")],
+    name: Annotated[str, typer.Argument(help="A model.", autocompletion=completion.models)],
     to: Annotated[str | None, typer.Option(help="Version; default: the one before the latest.")] = None,
     models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    """Make an earlier version the latest again; running workers go back to it."""
+    """Make an earlier version the latest again; workers go back to it."""
     was, now = _store(models_dir).rollback(name, to)
+    if as_json:
+        print(json.dumps({"name": name, "version": now, "was": was}))
+        return
     print(f"{name}: version {now} is the latest now (was {was})")
 
 
@@ -128,13 +174,14 @@ def rollback(
 def compile_model(
     model: Reference,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
-    dtype: Annotated[str, typer.Option(help=f"auto, {DTYPE_HELP}.")] = "auto",
+    dtype: Annotated[str, typer.Option(help=f"auto, {DTYPE_HELP}.", autocompletion=completion.dtypes)] = "auto",
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads the workers will have; default: all cores.")
     ] = None,
     models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    """Compile a model for machines like this one; workers there start with it at full speed."""
+    """Compile a model for machines like this one, for workers to start with."""
     import torch
 
     from model_core.acceleration import code_beside, compile_beside
@@ -145,42 +192,55 @@ def compile_model(
         torch.set_num_threads(threads)
     where = choose_device(device)
     chosen = choose_dtype(dtype, where)
-    with Console(stderr=True).status("compiling (minutes) ..."):
+    with _busy("compiling (minutes)"):
         errors = compile_beside(bundle, where, chosen)
     found = ", ".join(f"{name} {error:.2%}" for name, error in errors.items())
     kind = str(chosen).removeprefix("torch.")
+    if as_json:
+        print(json.dumps({"path": str(code_beside(bundle)), "device": str(where), "dtype": kind, "errors": errors}))
+        return
     print(f"{code_beside(bundle)}: code for {where} in {kind}; differs from float32 by: {found}")
 
 
-@models_app.command("import")
+@models_app.command("import", epilog=IMPORT_EXAMPLES)
 def import_model(
     name: Annotated[str, typer.Argument(help="Model to publish.")],
     unet: Annotated[Path, typer.Option(help="Published .pt file of the diffusion model or upsampler.")],
-    preset: Annotated[str | None, typer.Option(help="What it is, such as 64x64_diffusion; default: its name.")] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(help="What it is, such as 64x64_diffusion; default: its name.", autocompletion=completion.presets),
+    ] = None,
     flags: Annotated[str | None, typer.Option(help="... or the published flag string it was trained with.")] = None,
     classifier: Annotated[Path | None, typer.Option(help="Published .pt file of the noisy classifier.")] = None,
-    classifier_preset: Annotated[str | None, typer.Option(help="What it is, such as 64x64_classifier.")] = None,
+    classifier_preset: Annotated[
+        str | None, typer.Option(help="What it is, such as 64x64_classifier.", autocompletion=completion.presets)
+    ] = None,
     classifier_flags: Annotated[str | None, typer.Option(help="... or its flag string.")] = None,
     class_names: Annotated[Path | None, typer.Option(help="Text file, one class name per line.")] = None,
-    dtype: Annotated[str | None, typer.Option(help=f"Store weights as {DTYPE_HELP}; default: as they are.")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(help=f"Store weights as {DTYPE_HELP}; default: as they are.", autocompletion=completion.dtypes),
+    ] = None,
     models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    """Turn published checkpoints into a model."""
+    """Turn published checkpoints (.pt) into a model."""
     from model_core.importing import DTYPES, Checkpoint, import_checkpoints
 
     if dtype is not None and dtype not in DTYPES:
         raise ValueError(f"dtype: {dtype!r} is not one of {DTYPE_HELP}")
     if classifier is None and (classifier_preset or classifier_flags):
         raise ValueError("classifier: its preset or flags were given, but no file")
-    bundle = import_checkpoints(
-        _store(models_dir),
-        name,
-        Checkpoint(unet, preset, flags),
-        Checkpoint(classifier, classifier_preset, classifier_flags) if classifier else None,
-        class_names=class_names.read_text().splitlines() if class_names else None,
-        dtype=dtype,
-    )
-    print(f"published {bundle.name}@{bundle.version}")
+    with _busy("converting"):
+        bundle = import_checkpoints(
+            _store(models_dir),
+            name,
+            Checkpoint(unet, preset, flags),
+            Checkpoint(classifier, classifier_preset, classifier_flags) if classifier else None,
+            class_names=class_names.read_text().splitlines() if class_names else None,
+            dtype=dtype,
+        )
+    _published(bundle, as_json)
 
 
 def sample(
@@ -189,12 +249,19 @@ def sample(
         "samples.png"
     ),
     classes: Annotated[
-        str, typer.Option(help="'cat,7,0-9' (names, indices, ranges), 'all', or 'random'; repeated to fill --num.")
+        str,
+        typer.Option(
+            help="'cat,7,0-9' (names, indices, ranges), 'all', or 'random'; repeated to fill --num.",
+            autocompletion=completion.class_list,
+        ),
     ] = "random",
     num: Annotated[int | None, typer.Option(min=1, help="Pictures; default: one per class, or 4.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the model's.")] = None,
     respacing: Annotated[str | None, typer.Option(help="'90,60,60,20,20' or 'ddim25', instead of --steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's.")] = None,
+    sampler: Annotated[
+        str | None,
+        typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's.", autocompletion=completion.samplers),
+    ] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise, 0 to 1.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 0 turns the classifier off.")] = None,
     guidance_interval: Annotated[
@@ -206,18 +273,25 @@ def sample(
     clip: Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip predicted x_0 to [-1, 1].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; picture i has seed + i.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 8,
-    upsample: Annotated[str | None, typer.Option(help="Upsampler to run on the pictures.")] = None,
+    upsample: Annotated[
+        str | None, typer.Option(help="Upsampler to run on the pictures.", autocompletion=completion.models)
+    ] = None,
     upsample_respacing: Annotated[str | None, typer.Option(help="Its steps; default: the upsampler's.")] = None,
     input_file: Annotated[
         Path | None, typer.Option("--input", help="With an upsampler as MODEL: .npz or PNG to upsample.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help=f"Convolutions in {DTYPE_HELP}.")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help=f"Convolutions in {DTYPE_HELP}.", autocompletion=completion.dtypes)
+    ] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    show: Show = None,
     models_dir: ModelsDir = MODELS_DIR,
+    as_json: AsJson = False,
 ) -> None:
-    """Sample a model here, without a server."""
+    """Make pictures here, without a server."""
     from model_core.runs import SampleOptions, run
 
+    shown = can_show(False if as_json and show is None else show)
     if steps is not None and respacing is not None:
         raise ValueError("steps: give --steps or --respacing, not both")
     options = SampleOptions(
@@ -238,7 +312,24 @@ def sample(
         device=device,
     )
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         upsampler = open_reference(upsample, models_dir) if upsample else None
-        run(open_reference(model, models_dir), options, out, upsampler=upsampler, source=input_file, bar=bar)
-    print(out)
+        bundle = open_reference(model, models_dir)
+        run(bundle, options, out, upsampler=upsampler, source=input_file, bar=bar)
+    if shown:
+        _show(out, (upsampler or bundle).config.unet.image_size)
+    print(json.dumps(_made(out, bundle, upsampler, options.seed)) if as_json else out)
+
+
+def _made(out: Path, bundle: Bundle, upsampler: Bundle | None, seed: int) -> dict[str, Any]:
+    models = [f"{model.name}@{model.version}" for model in (bundle, upsampler) if model]
+    return {"out": str(out), "models": models, "seed": seed}
+
+
+def _show(out: Path, size: int) -> None:
+    from PIL import Image
+
+    from model_core.pictures import read
+
+    show_pictures([Image.fromarray(pixels) for pixels in read(out, size)[0]])

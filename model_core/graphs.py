@@ -99,11 +99,13 @@ def _attention(
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As the fused kernel, without dropout or mask: each tensor (B, heads, T, d); also logsumexp (B, heads, T)."""
-    logits = (q @ k.transpose(-1, -2)).float() * q.shape[-1] ** -0.5
-    top = logits.amax(-1, keepdim=True)
-    weights = torch.exp(logits - top)
-    total = weights.sum(-1, keepdim=True)
-    return (weights / total).to(v.dtype) @ v, (top + total.log()).squeeze(-1)
+    q, k, v, shape = *_heads(q, k, v), q.shape
+    logits = (q * shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    top = logits.amax(-1, keepdim=True).float()
+    weights = torch.exp(logits.float() - top).to(v.dtype)
+    total = weights.float().sum(-1, keepdim=True)
+    out = ((weights @ v).float() / total).to(v.dtype)
+    return out.view(shape), (top + total.log()).view(shape[:-1])
 
 
 def _attention_backward(
@@ -119,12 +121,18 @@ def _attention_backward(
     scale: float | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As the fused kernel's backward pass, without dropout or mask: each tensor (B, heads, T, d)."""
-    factor = q.shape[-1] ** -0.5
-    weights = torch.exp((q @ k.transpose(-1, -2)).float() * factor - logsumexp[..., None])
+    shape, factor = q.shape, q.shape[-1] ** -0.5
+    grad, q, k, v, out = _heads(grad, q, k, v, out)
+    weights = torch.exp(((q * factor) @ k.transpose(-1, -2)).float() - logsumexp.flatten(0, 1)[..., None])
     inner = (grad.float() * out.float()).sum(-1, keepdim=True)
     dv = weights.to(v.dtype).transpose(-1, -2) @ grad
     dlogits = (weights * ((grad @ v.transpose(-1, -2)).float() - inner) * factor).to(q.dtype)
-    return dlogits @ k, dlogits.transpose(-1, -2) @ q, dv
+    return (dlogits @ k).view(shape), (dlogits.transpose(-1, -2) @ q).view(shape), dv.view(shape)
+
+
+def _heads(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Each (B, heads, T, d) -> (B * heads, T, d): what has four dimensions is laid out as a picture is."""
+    return tuple(tensor.flatten(0, 1) for tensor in tensors)
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {

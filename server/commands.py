@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from model_core import completion
+
 RedisUrl = Annotated[str | None, typer.Option(help="Redis or Valkey; 'up' and 'demo' bring their own without one.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder for results and the embedded Valkey's data.")]
 ModelsDir = Annotated[Path | None, typer.Option("--models-dir", help="Folder of published models.")]
@@ -39,7 +41,7 @@ def up(
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """Run everything on this machine: Valkey, the API and workers."""
+    """Run everything here: Valkey, the API and workers."""
     with _group(workers, training_workers, redis_url, data_dir, models_dir, host, port) as group:
         print(f"API at {group.url} (documentation at {group.url}/docs); Ctrl-C stops", flush=True)
         group.wait()
@@ -48,7 +50,7 @@ def up(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o", help="The picture.")] = Path("demo.png"),
     exit_after: Annotated[bool, typer.Option("--exit", help="Stop after the picture.")] = False,
-    model: Annotated[str, typer.Option(help="Model to show.")] = "emoji32",
+    model: Annotated[str, typer.Option(help="Model to show.", autocompletion=completion.models)] = "emoji32",
     workers: Workers = 1,
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
@@ -56,7 +58,7 @@ def demo(
     host: Host = None,
     port: Port = None,
 ) -> None:
-    """As 'up', then make a grid of all classes at three guidance scales through the API, and go on serving."""
+    """As 'up', then make a grid that shows what guidance does."""
     from clients.demo import make_grid
 
     with _group(workers, 0, redis_url, data_dir, models_dir, host, port) as group:
@@ -117,9 +119,14 @@ def worker(
     redis_url: RedisUrl = None,
     data_dir: DataDir = None,
     models_dir: ModelsDir = None,
-    models: Annotated[list[str] | None, typer.Option("--model", help="Model to serve; may be repeated.")] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option("--model", help="Model to serve; may be repeated.", autocompletion=completion.models),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = None,
-    dtype: Annotated[str | None, typer.Option(help="auto, float32, float16 or bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, typer.Option(help="auto, float32, float16 or bfloat16.", autocompletion=completion.dtypes)
+    ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
     queues: Annotated[
         Literal["sampling", "training"], typer.Option(help="Which jobs to take: pictures, or training runs.")
@@ -146,7 +153,7 @@ def worker(
 def config(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Print all settings: value, environment variable, meaning."""
+    """Print all settings: value, variable, meaning."""
     import json
 
     from server.settings import ServerSettings

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -105,6 +106,12 @@ def test_upsampling_a_png(models: Path, tmp_path: Path) -> None:
         assert file["arr_1"].tolist() == [1, 1]
 
 
+def test_json(models: Path, tmp_path: Path) -> None:
+    make = ["sample", "tiny", "--steps", 2, "--seed", 5, "--upsample", "up", "--json", "--out", tmp_path / "a.png"]
+    told = json.loads(guided(*make, models=models))
+    assert told == {"out": f"{tmp_path}/a.png", "models": ["tiny@1", "up@1"], "seed": 5}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -136,6 +143,7 @@ def test_errors_are_one_line_and_name_the_option(
     out = [] if "--out" in given else ["--out", tmp_path / "never.png"]
     error = guided("sample", *given, *out, models=models, code=2)
     assert message in error
+    assert error.count("\n") == 1
     assert not (tmp_path / "never.png").exists()
 
 
@@ -152,6 +160,12 @@ def test_models_verbs(models: Path, tmp_path: Path) -> None:
     assert "new" in guided("models", "list", models=root)
     assert json.loads(guided("models", "show", "new@1", models=root))["class_names"][9] == "n9"
     assert "whole" in guided("models", "verify", "new", models=root)
+    told = json.loads(guided("models", "verify", "new", "--json", models=root))
+    assert (told["name"], told["version"], told["path"]) == ("new", "2", str(root / "new" / "2"))
+    again = ["models", "publish", models / "tiny" / "1", "new", "--json"]
+    assert json.loads(guided(*again, models=root))["version"] == "3"
+    rolled = json.loads(guided("models", "rollback", "new", "--json", models=root))
+    assert rolled == {"name": "new", "version": "2", "was": "3"}
     (root / "new" / "2" / "unet.safetensors").write_bytes(b"")
     assert "expected" in guided("models", "verify", "new", models=root, code=2)
     wrong = ["models", "import", "bad", "--unet", tmp_path / "m.pt", "--flags", "--num_channels 100"]
@@ -164,6 +178,25 @@ def test_importing_clients_and_server_does_not_import_torch() -> None:
     code = "import sys, clients.cli, server, worker, model_core.config, model_core.presets, model_core.schedule; \
             import model_core.bundle; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("verb", [[], ["generate"], ["sample"], ["train"], ["worker"], ["models", "import"]])
+def test_help_imports_nothing_heavy(verb: list[str]) -> None:
+    code = f"""
+import sys
+from clients.cli import app
+app([*{verb}, "--help"], standalone_mode=False)
+heavy = {{"torch", "numpy", "httpx", "fastapi", "redis", "PIL", "server.schemas"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout
+
+
+def test_version() -> None:
+    done = subprocess.run([sys.executable, "-m", "clients", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"guided-sampling-server {version('guided-sampling-server')}\n"
 
 
 def test_import_model_core_is_quick() -> None:

@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from model_core.commands import MODELS_DIR, AsJson, ModelsDir, Reference, open_reference
+from model_core.commands import AsJson, ModelsDir, Reference, open_reference
+from model_core.completion import MODELS_DIR
 
 evaluate_app = typer.Typer(help="Measure models.", no_args_is_help=True)
 
@@ -22,7 +23,7 @@ def _verbs() -> None:
     """Measure models."""
 
 
-@evaluate_app.command()
+@evaluate_app.command(epilog="Examples:\n  guided evaluate nll emoji32 --data data/val --num 64")
 def nll(
     model: Reference,
     data: Annotated[
@@ -41,7 +42,8 @@ def nll(
     from model_core.evaluation.nll import evaluate
 
     bundle = open_reference(model, models_dir)
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("pictures")
         found = evaluate(
             bundle,

@@ -7,20 +7,25 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from model_core.training.config import KINDS, Kind, load_config
+if TYPE_CHECKING:
+    from model_core.training.config import TrainingConfig
 
+LOG = "log.jsonl"
 STOPPED = 3
 """Exit code of a run that a signal stopped; the same command goes on."""
 
 
 def train(
-    what: Annotated[Kind, typer.Argument(help="What to train.", show_default=False)],
+    what: Annotated[
+        Literal["diffusion", "classifier", "upsampler"], typer.Argument(help="What to train.", show_default=False)
+    ],
     config: Annotated[Path, typer.Option(help="TOML or JSON file.", show_default=False)],
     override: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a field: optimizer.lr=2e-4.")
@@ -31,20 +36,51 @@ def train(
         Path | None, typer.Option("--models-dir", envvar="GUIDED_MODELS_DIR", help="Folder of published models.")
     ] = None,
     processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share each batch.")] = 1,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print what came of it as JSON at the end; all else goes to stderr.")
+    ] = False,
 ) -> None:
-    """Train a model, or go on training it: Ctrl-C and SIGTERM save, the same command resumes."""
+    """Train a model, or go on training it.
+
+    Ctrl-C and SIGTERM save a state and end with exit code 3; the same command goes on from there.
+    """
+    from model_core.training.config import KINDS, load_config
+
     overrides = list(override or ())
     given = {"publish.model": publish, "publish.every": publish_every}
     overrides += [f"{key}={value}" for key, value in given.items() if value is not None]
     loaded = load_config(KINDS[what], config, overrides)
     if loaded.publish and models_dir and "models_dir" not in loaded.publish.model_fields_set:
         loaded = loaded.model_copy(update={"publish": loaded.publish.model_copy(update={"models_dir": models_dir})})
+    with redirect_stdout(sys.stderr) if as_json else nullcontext():
+        code = _run(loaded, processes, as_json)
+    if as_json and "WORLD_SIZE" not in os.environ:
+        print(json.dumps(summary(loaded.run_dir), indent=2))
+    if code:
+        sys.exit(code)
+
+
+def _run(config: TrainingConfig, processes: int, quiet: bool) -> int:
     if processes > 1 and "WORLD_SIZE" not in os.environ:
-        sys.exit(_torchrun(processes, sys.argv[1:], loaded.run_dir / "log.jsonl"))
+        return _torchrun(processes, sys.argv[1:], config.run_dir / LOG, quiet)
     from model_core.training.run import run
 
-    if not run(loaded):
-        sys.exit(STOPPED)
+    return 0 if run(config) else STOPPED
+
+
+def summary(run_dir: Path) -> dict[str, Any]:
+    """What came of a run, from its log: the last step, whether that was all, and what it published."""
+    log = run_dir / LOG
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    published = [line["model"] for line in lines if line["kind"] == "published"]
+    figures: dict[str, Any] = next((line for line in reversed(lines) if line["kind"] == "train"), {})
+    return {
+        "run_dir": str(run_dir),
+        "step": lines[-1]["step"] if lines else 0,
+        "complete": last_end(log) is True,
+        "published": published,
+        "figures": {name: value for name, value in figures.items() if name not in ("kind", "step", "time")},
+    }
 
 
 def torchrun_command(processes: int, arguments: list[str]) -> list[str]:
@@ -53,9 +89,11 @@ def torchrun_command(processes: int, arguments: list[str]) -> list[str]:
     return [*torchrun, "-m", "clients", *arguments]
 
 
-def _torchrun(processes: int, arguments: list[str], log: Path) -> int:
+def _torchrun(processes: int, arguments: list[str], log: Path, quiet: bool) -> int:
     environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
-    child = subprocess.Popen(torchrun_command(processes, arguments), env=environment)
+    child = subprocess.Popen(
+        torchrun_command(processes, arguments), env=environment, stdout=sys.stderr if quiet else None
+    )
 
     def forward(number: int, frame: FrameType | None) -> Any:
         child.send_signal(signal.SIGTERM)

@@ -10,8 +10,11 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import typer
 from PIL import Image
 
+from clients.cli import app
+from server.schemas import GenerateRequest
 from server.up import free_port
 from tests.stack import Stack, eventually
 
@@ -42,22 +45,56 @@ def test_generate_saves_one_several_or_all_in_one(stack: Stack, tmp_path: Path) 
 
 def test_every_option_reaches_the_job(stack: Stack, tmp_path: Path) -> None:
     options = ["--respacing", "ddim5", "--sampler", "ddim", "--eta", 0.5, "--scale", 3, "--guidance-interval", 100, 800]
-    options += ["--no-clip", "--priority", "high", "--deadline", 60, "--upsample", "up", "--upsample-respacing", "2"]
+    options += [
+        "--no-clip",
+        "--guidance-every",
+        2,
+        "--priority",
+        "high",
+        "--deadline",
+        60,
+        "--upsample",
+        "up",
+        "--upsample-respacing",
+        "2",
+    ]
     make = ["generate", "--model", "tiny", "--class", 1, *options, "--json", "--out", tmp_path / "x.webp"]
     job = json.loads(guided(*make, url=stack.url))
     base, upper = job["stages"]
     assert (base["respacing"], base["sampler"], base["eta"], base["guidance_scale"]) == ("ddim5", "ddim", 0.5, 3.0)
-    assert (base["guidance_interval"], base["clip_denoised"]) == ([100, 800], False)
+    assert (base["guidance_interval"], base["guidance_every"], base["clip_denoised"]) == ([100, 800], 2, False)
     assert (upper["model"], upper["respacing"], job["priority"], job["format"]) == ("up", "2", "high", "webp")
     assert job["deadline_at"] is not None
     with Image.open(tmp_path / "x.webp") as image:
         assert image.size == (32, 32)
 
 
+def test_every_field_of_a_request_has_an_option() -> None:
+    named = {"class_label": "classes", "num_images": "num", "guidance_scale": "scale", "clip_denoised": "clip"}
+    named |= {"deadline_s": "deadline", "webhook_url": "webhook", "format": "out"}
+    verb = typer.main.get_command(app).get_command(None, "generate")  # type: ignore[attr-defined]
+    options = {parameter.name for parameter in verb.params}
+    fields = set(GenerateRequest.model_fields) - {"preview_every"}  # nobody sees previews here
+    assert {named.get(field, field) for field in fields} <= options
+
+
+def test_detach_and_fetch(stack: Stack, tmp_path: Path) -> None:
+    make = ["generate", "--model", "tiny", "--class", 5, "--steps", 2, "--idempotency-key", tmp_path.name]
+    job_id = guided(*make, "--detach", url=stack.url).strip()
+    assert guided(*make, "--detach", url=stack.url).strip() == job_id  # the same key: the same job
+    assert guided("fetch", job_id, "--out", tmp_path / "a.png", url=stack.url) == f"{tmp_path}/a.png\n"
+    with Image.open(tmp_path / "a.png") as image:
+        assert json.loads(image.info["recipe"])["class_label"] == 5
+    shown = guided("jobs", job_id, url=stack.url)
+    assert "class 5 (seed " in shown
+    assert "2 steps" in shown
+
+
 def test_jobs_cancel_and_models(stack: Stack) -> None:
     job = stack.generate(class_label=1, steps=1000, num_images=4)
-    assert json.loads(guided("jobs", job["id"], url=stack.url))["id"] == job["id"]
+    assert json.loads(guided("jobs", job["id"], "--json", url=stack.url))["id"] == job["id"]
     assert guided("cancel", job["id"], url=stack.url) == f"{job['id']} cancelled\n"
+    assert json.loads(guided("cancel", job["id"], "--json", url=stack.url))[0]["status"] == "cancelled"
     (listed,) = json.loads(guided("jobs", "--status", "cancelled", "--limit", 1, "--json", url=stack.url))
     assert listed["id"] == job["id"]
     table = guided("jobs", url=stack.url)
@@ -69,25 +106,27 @@ def test_jobs_cancel_and_models(stack: Stack) -> None:
 
 def test_errors_are_one_line(stack: Stack, tmp_path: Path) -> None:
     make = ["generate", "--model", "tiny", "--out", tmp_path / "a.png"]
-    for extra, message in (
+    for extra, message, *code in (
         (["--class", "dog"], "class_label: 'dog' is no class of this model"),
         (["--steps", 5000], "steps: 5000 is not between 1 and 1000"),
         (["--eta", 2], "eta: "),
         (["--model", "absent"], "there is no model 'absent'"),
-        (["--steps", 1000, "--num", 4, "--deadline", 0.3], "failed: the deadline passed"),
+        (["--steps", 1000, "--num", 4, "--deadline", 0.3], "failed: the deadline passed", 1),
         (["--out", tmp_path / "a.gif"], "must end in .png"),
         (["--out", tmp_path / "no" / "a.png"], "does not exist"),
     ):
-        error = guided(*make, *extra, url=stack.url, code=2)
+        error = guided(*make, *extra, url=stack.url, code=code[0] if code else 2)
         assert message in error
-        assert error.strip().count("\n") == 0, error
+        assert error.count("\n") == 1, error
     assert "there is no job" in guided("cancel", "absent", url=stack.url, code=2)
+    assert "webhook_url: its host" in guided(*make, "--webhook", "http://absent.example/", url=stack.url, code=2)
+    assert "see 'guided jobs --help'" in guided("jobs", "--limit", "x", url=stack.url, code=2)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_without_a_server_it_says_how_to_start_one() -> None:
-    error = guided("jobs", url=f"http://127.0.0.1:{free_port()}", code=2)
-    assert re.search(r"cannot reach http://127.0.0.1:\d+ .*'guided up' starts a server", error)
+    error = guided("jobs", url=f"http://127.0.0.1:{free_port()}", code=5)
+    assert re.fullmatch(r"guided: cannot reach http://127.0.0.1:\d+ .*'guided up' starts a server\n", error)
 
 
 def test_ctrl_c_cancels_the_job(stack: Stack, tmp_path: Path) -> None:

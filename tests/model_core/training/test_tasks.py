@@ -106,3 +106,14 @@ def test_wrong_number_of_classes_is_refused(tmp_path: Path) -> None:
     arguments = configuration(tmp_path, unet=NETWORK | {"out_channels": 6, "num_classes": 3})
     with pytest.raises(ValueError, match=r"unet\.num_classes: 3 classes"):
         main(["diffusion", *arguments])
+
+
+def test_json_tells_what_came_of_a_run(tmp_path: Path) -> None:
+    network = NETWORK | {"out_channels": 2, "pool": "adaptive"}
+    arguments = configuration(tmp_path, steps=3, classifier=network)
+    result = CliRunner().invoke(app, ["train", "classifier", *arguments, "--json"])
+    told = json.loads(result.stdout)
+    assert (told["run_dir"], told["step"], told["complete"]) == (str(tmp_path / "run"), 3, True)
+    assert told["published"] == []
+    assert told["figures"]["loss"] > 0
+    assert "step 3" in result.stderr
