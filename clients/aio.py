@@ -46,6 +46,7 @@ from server.schemas import (
     TrainLog,
     TrainView,
 )
+from server.worker_schemas import WorkerList
 
 
 class AsyncClient:
@@ -247,6 +248,10 @@ class AsyncClient:
     async def model(self, name: str) -> ModelView:
         """One model."""
         return ModelView.model_validate_json((await self._send(Call("GET", f"/models/{name}"))).content)
+
+    async def workers(self) -> WorkerList:
+        """The live workers and their queues."""
+        return WorkerList.model_validate_json((await self._send(Call("GET", "/workers"))).content)
 
     async def ready(self) -> Readiness:
         """Whether jobs would be taken now."""

@@ -46,6 +46,7 @@ from server.schemas import (
     TrainLog,
     TrainView,
 )
+from server.worker_schemas import WorkerList
 
 
 class Client:
@@ -259,6 +260,10 @@ class Client:
     def model(self, name: str) -> ModelView:
         """One model."""
         return ModelView.model_validate_json(self._send(Call("GET", f"/models/{name}")).content)
+
+    def workers(self) -> WorkerList:
+        """The live workers and their queues."""
+        return WorkerList.model_validate_json(self._send(Call("GET", "/workers")).content)
 
     def ready(self) -> Readiness:
         """Whether jobs would be taken now."""

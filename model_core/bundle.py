@@ -34,7 +34,7 @@ from model_core.config import (
 from model_core.schedule import respaced_timesteps
 
 Part = Literal["unet", "classifier"]
-CONFIG, LATEST, CARD = "config.json", "latest", "README.md"
+CONFIG, LATEST, CARD, EXAMPLES = "config.json", "latest", "README.md", "examples.png"
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
@@ -142,6 +142,11 @@ class Bundle:
             return record.sha256
         path = self.weights_path(part).resolve()
         return f"{path} {path.stat().st_mtime_ns}"
+
+    @property
+    def examples(self) -> Path:
+        """A picture with an example of each class, row by row; it may be absent."""
+        return self.path / EXAMPLES
 
     @property
     def name(self) -> str:

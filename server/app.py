@@ -22,7 +22,7 @@ from server.openai_schemas import OpenAIProblem
 from server.plan import Planner
 from server.problems import OPENAI, openai_responses, responses
 from server.rates import Limiter
-from server.routes import generate, health, jobs, models, openai, train
+from server.routes import generate, health, jobs, models, openai, playground, train, workers
 from server.schemas import Json, Problem
 from server.security import GuardMiddleware, Links, check_exposure, is_open
 from server.settings import ServerSettings
@@ -101,10 +101,13 @@ def create_app(settings: ServerSettings) -> FastAPI:
         jobs.router,
         train.router,
         models.router,
+        workers.router,
         openai.router,
         health.router,
+        playground.router,
     ):
         app.include_router(router)
+    app.mount("/playground", playground.Files())
     _add_docs(app)
     _describe(app, settings)
     return app

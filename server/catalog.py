@@ -97,6 +97,7 @@ class Catalog:
                 max_deadline_s=self._settings.max_deadline_s,
             ),
             workers=workers,
+            examples=f"/models/{name}/examples" if bundle.examples.is_file() else None,
         )
 
 

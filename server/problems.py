@@ -149,8 +149,8 @@ def install(app: FastAPI) -> None:
     async def on_http(request: Request, error: HTTPException) -> JSONResponse:
         answer = respond(request, ProblemError(error.status_code, str(error.detail)))
         answer.headers.update(error.headers or {})
-        if error.status_code == 405:
-            answer.headers["Allow"] = ", ".join(_methods(app, request))
+        if error.status_code == 405 and (methods := _methods(app, request)):
+            answer.headers["Allow"] = ", ".join(methods)
         return answer
 
     async def on_redis(request: Request, error: Exception) -> JSONResponse:

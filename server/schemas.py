@@ -379,6 +379,7 @@ class ModelView(Answer):
     defaults: DefaultsView
     limits: Limits
     workers: int = Field(description="Live workers that take its jobs.")
+    examples: str | None = Field(description="Path of a picture with an example of each class, if there is one.")
 
 
 class ModelList(Answer):

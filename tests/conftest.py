@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from model_core.acceleration import CODE
 from model_core.bundle import Store
@@ -21,7 +22,8 @@ from tests.stack import Stack
 def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with a small model and an upsampler."""
     root = tmp_path_factory.mktemp("served")
-    publish(root, "tiny", tiny_config())
+    tiny = publish(root, "tiny", tiny_config())
+    Image.linear_gradient("L").resize((64, 48)).save(tiny.examples)
     publish(root, "up", upsampler_config())
     return root
 

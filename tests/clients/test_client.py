@@ -37,6 +37,7 @@ def test_from_request_to_picture(client: Client) -> None:
     assert job.status == "finished"
     assert {type(state) for state in states} == {JobView, Progress}
     assert Image.open(io.BytesIO(client.image(job, 1))).size == (16, 16)
+    assert [lane.width for lane in client.workers().workers[0].lanes] == [4]
     assert Image.open(io.BytesIO(client.image(job.id, format="webp"))).format == "WEBP"
     with np.load(io.BytesIO(client.samples(job))) as file:
         assert file["arr_1"].tolist() == [2, 2]
@@ -53,6 +54,7 @@ def test_the_asynchronous_client_does_the_same(stack: Stack) -> None:
             assert (await client.model("tiny")).image_size == 16
             assert [m.name for m in await client.models()] == ["tiny", "up"]
             assert (await client.ready()).ready
+            assert [worker.models for worker in (await client.workers()).workers] == [["tiny"]]
             assert (await client.job(jobs[0].id)).status == "finished"
             assert (await client.cancel(jobs[0].id)).status == "finished"
             assert len([job async for job in client.jobs(status="finished", page=2)]) >= 3
