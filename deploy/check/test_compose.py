@@ -1,0 +1,123 @@
+"""``docker compose up`` with the project's file, by the real Compose."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from .conftest import API, PROJECT, compose, eventually, inspect, make_picture, run
+
+SERVICES = ("redis", "api", "worker", "trainer", "prometheus")
+"""All but the GPU worker, for want of one, and Grafana, for want of its image."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def project() -> Iterator[None]:
+    """Everything up and healthy, with two workers."""
+    compose(
+        "up", "--detach", "--no-build", "--pull=never", "--wait", "--wait-timeout=180", "--scale=worker=2", *SERVICES
+    )
+    yield
+    compose("--profile=*", "down", "--volumes", "--timeout=20")
+
+
+def query(expression: str) -> list[dict[str, Any]]:
+    """Prometheus' answer."""
+    url = httpx.URL("http://127.0.0.1:9090/api/v1/query", params={"query": expression})
+    answer = json.loads(compose("exec", "--no-tty", "prometheus", "wget", "-qO-", str(url)))
+    found: list[dict[str, Any]] = answer["data"]["result"]
+    return found
+
+
+def promtool(*arguments: str, stdin: str = "") -> str:
+    """Prometheus' own checker, over what is in ``deploy``."""
+    options = (
+        "--rm",
+        "--interactive",
+        "--network=none",
+        "--entrypoint=promtool",
+        f"--volume={PROJECT}/deploy:/deploy:ro",
+    )
+    image = inspect("guided-prometheus-1")["ImageName"]
+    return run("podman", "run", *options, "--workdir=/deploy", image, *arguments, stdin=stdin)
+
+
+def test_the_api_sees_both_workers() -> None:
+    assert httpx.get(f"{API}/readyz").json()["workers"] == {"emoji32": 2}
+
+
+def test_a_picture_is_the_same_for_the_same_seed() -> None:
+    assert make_picture(seed=3) == make_picture(seed=3) != make_picture(seed=4)
+
+
+def test_redis_wants_its_password_and_is_not_published() -> None:
+    ping = ("exec", "--no-tty", "--env=REDISCLI_AUTH=wrong", "redis", "valkey-cli", "ping")
+    assert "NOAUTH" in compose(*ping)
+    with pytest.raises(httpx.ConnectError):
+        httpx.get("http://127.0.0.1:6379")
+
+
+def test_no_process_shows_the_password() -> None:
+    shown = compose("exec", "--no-tty", "redis", "sh", "-c", "cat /proc/*/cmdline | tr '\\0' ' '")
+    assert "valkey-server" in shown
+    assert "requirepass" not in shown.replace("sh -c cat", "")
+
+
+def test_jobs_outlive_a_restart_of_redis() -> None:
+    asked = {"model": "emoji32", "class_label": "heart", "steps": 5}
+    job = httpx.post(f"{API}/generate", json=asked, headers={"Prefer": "wait=60"}, timeout=70).json()
+    compose("restart", "redis")
+
+    def finished() -> bool:
+        answer = httpx.get(f"{API}/jobs/{job['id']}", timeout=10)
+        return answer.status_code == 200 and answer.json()["status"] == "finished"
+
+    eventually(finished, 60, "Redis' return")
+
+
+def test_prometheus_finds_the_api_and_every_worker() -> None:
+    def jobs() -> bool:
+        return sorted(row["metric"]["job"] for row in query("up == 1")) == ["api", "worker", "worker"]
+
+    eventually(jobs, 90, "the scrapes")
+    assert query("ALERTS") == []
+
+
+def test_prometheus_understands_every_panel_and_has_its_figures() -> None:
+    from tests.deploy.test_monitoring import panels
+
+    eventually(lambda: query("sum(rate(guided_images_total[5m])) >= 0"), 60, "a rate")
+    for title, expression in panels():
+        for variable, value in {"$model": ".*", "$__rate_interval": "5m"}.items():
+            expression = expression.replace(variable, value)
+        assert query(expression) or title in {"Put back", "Redis errors"}, f"{title}: {expression}"
+
+
+def test_promtool_accepts_the_configuration_and_the_alerts_do_as_they_should() -> None:
+    assert "rules found" in promtool("check", "config", "prometheus.yml")
+    assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
+
+
+def test_promtool_accepts_the_metrics() -> None:
+    worker = compose("exec", "--no-tty", "worker", "curl", "-s", "http://127.0.0.1:9100/metrics")
+    for text in (httpx.get(f"{API}/metrics").text, worker):
+        assert promtool("check", "metrics", stdin=text) == ""
+
+
+def test_stopping_ends_everything_in_order() -> None:
+    compose("--profile=*", "stop")
+    for name in ("redis-1", "api-1", "worker-1", "worker-2", "trainer-1"):
+        assert inspect(f"guided-{name}")["State"]["ExitCode"] == 0, run("podman", "logs", f"guided-{name}")
+
+
+def test_it_refuses_to_start_without_a_password() -> None:
+    assert "set REDIS_PASSWORD" in compose("config", expect=1, REDIS_PASSWORD="")
+
+
+def test_it_refuses_an_open_address_without_keys() -> None:
+    assert "GUIDED_API_KEYS" in compose("config", expect=1, API_ADDRESS="0.0.0.0")
+    compose("config", API_ADDRESS="0.0.0.0", GUIDED_API_KEYS="[...]")
