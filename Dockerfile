@@ -57,6 +57,6 @@ EXPOSE 8000
 # Of the API, alone or in 'guided up'; docker-compose.yml has one for workers.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=60s --retries=3 \
     CMD ["curl", "-fsS", "-o", "/dev/null", "http://127.0.0.1:8000/healthz"]
-# tini passes SIGTERM on and reaps what compilers and training leave.
-ENTRYPOINT ["tini", "--", "guided"]
+# tini passes SIGTERM on and reaps what compilers and training leave; an end by SIGTERM (143) is a good one.
+ENTRYPOINT ["tini", "-e", "143", "--", "guided"]
 CMD ["up"]

@@ -4,6 +4,7 @@
 # namespaces that end with this script. What it does not show is in docs/containers.md.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+((EUID == 0)) || { echo "$0: run it as root, for chroots, namespaces and apt-get" >&2; exit 1; }
 if [[ ${1:-} != --inside ]]; then
     exec unshare --mount --pid --fork --mount-proc --kill-child "$0" --inside
 fi
@@ -71,7 +72,7 @@ configure_pip() {
 }
 
 build() {
-    buildah bud --quiet --isolation chroot --pull-never --format docker --layers "$@" 2>&1 | tee "$work/build.log" | tail -3
+    buildah bud --quiet --isolation chroot --pull-never --format docker "$@" 2>&1 | tee "$work/build.log" | tail -3
 }
 
 say 'Lint the Dockerfiles and the compose file'

@@ -21,7 +21,7 @@ IMAGE = "guided-sampling-server:cpu"
 API = "http://127.0.0.1:8000"
 HARDENED = ("--read-only", "--tmpfs=/tmp:exec,mode=1777", "--cap-drop=all", "--security-opt=no-new-privileges")
 """Options of ``podman run`` that say what the compose file says."""
-PASSWORDS = {"REDIS_PASSWORD": "secret", "GRAFANA_PASSWORD": "secret"}
+PASSWORDS = {"REDIS_PASSWORD": "c0rrect", "GRAFANA_PASSWORD": "secret"}
 
 
 def run(*command: str, expect: int = 0, stdin: str = "", **environment: str) -> str:
