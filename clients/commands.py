@@ -32,11 +32,14 @@ def generate(
     num: Annotated[int | None, typer.Option(help="Pictures; default: one per class, or 1.")] = None,
     steps: Annotated[int | None, typer.Option(help="Denoising steps; default: the model's.")] = None,
     respacing: Annotated[str | None, typer.Option(help="'90,60,60,20,20' or 'ddim25', instead of --steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm or ddim; default: the model's.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's.")] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise, 0 to 1.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 0 turns the classifier off.")] = None,
     guidance_interval: Annotated[
         tuple[int, int] | None, typer.Option(help="Guide only at timesteps from LOW to HIGH.")
+    ] = None,
+    guidance_every: Annotated[
+        int | None, typer.Option(min=1, help="Compute the classifier's gradient at every so many guided steps.")
     ] = None,
     clip: Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip predicted x_0 to [-1, 1].")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the first picture; picture i has seed + i.")] = None,
@@ -66,6 +69,7 @@ def generate(
         "eta": eta,
         "guidance_scale": scale,
         "guidance_interval": list(guidance_interval) if guidance_interval else None,
+        "guidance_every": guidance_every,
         "clip_denoised": clip,
         "seed": seed,
         "priority": priority,

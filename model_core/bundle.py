@@ -25,6 +25,7 @@ from model_core.config import (
     ClassifierConfig,
     DiffusionConfig,
     FrozenModel,
+    SamplerName,
     UNetConfig,
     UpsamplerConfig,
     check_variance,
@@ -45,7 +46,7 @@ class BundleError(ValueError):
 class SamplingDefaults(FrozenModel):
     """How a model is sampled when a request does not say."""
 
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: SamplerName = "ddpm"
     respacing: str = "250"
     eta: float = Field(default=0.0, ge=0.0, le=1.0)
     guidance_scale: float = Field(default=0.0, allow_inf_nan=False)

@@ -166,12 +166,15 @@ def sample(
     num: Annotated[int | None, typer.Option(min=1, help="Pictures; default: one per class, or 4.")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: the model's.")] = None,
     respacing: Annotated[str | None, typer.Option(help="'90,60,60,20,20' or 'ddim25', instead of --steps.")] = None,
-    sampler: Annotated[str | None, typer.Option(help="ddpm or ddim; default: the model's.")] = None,
+    sampler: Annotated[str | None, typer.Option(help="ddpm, ddim or dpmpp_2m; default: the model's.")] = None,
     eta: Annotated[float | None, typer.Option(help="DDIM noise, 0 to 1.")] = None,
     scale: Annotated[float | None, typer.Option(help="Guidance scale; 0 turns the classifier off.")] = None,
     guidance_interval: Annotated[
         tuple[int, int] | None, typer.Option(help="Guide only at timesteps from LOW to HIGH.")
     ] = None,
+    guidance_every: Annotated[
+        int, typer.Option(min=1, help="Compute the classifier's gradient at every so many guided steps.")
+    ] = 1,
     clip: Annotated[bool | None, typer.Option("--clip/--no-clip", help="Clip predicted x_0 to [-1, 1].")] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture; picture i has seed + i.")] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 8,
@@ -198,6 +201,7 @@ def sample(
         eta=eta,
         guidance_scale=scale,
         guidance_interval=guidance_interval,
+        guidance_every=guidance_every,
         clip_denoised=clip,
         seed=seed,
         batch_size=batch_size,

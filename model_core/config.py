@@ -18,6 +18,8 @@ NoiseSchedule = Literal["linear", "cosine"]
 Prediction = Literal["eps", "x_start"]
 Variance = Literal["learned_range", "fixed_small", "fixed_large"]
 Loss = Literal["mse", "rescaled_mse", "kl", "rescaled_kl"]
+SamplerName = Literal["ddpm", "ddim", "dpmpp_2m"]
+"""Samplers that requests and options may name."""
 
 Count = Annotated[int, Field(ge=1)]
 Multiplier = Annotated[float, Field(gt=0, allow_inf_nan=False)]

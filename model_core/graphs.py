@@ -28,6 +28,12 @@ from model_core.weights import weights_of
 aten = torch.ops.aten
 MAX_BATCH = 4096
 """Largest batch the compiled code is for."""
+OPTIONS = {
+    "aot_inductor.package_constants_in_so": False,
+    # Else a weight whose values happen to be equal while compiling becomes part of the code.
+    "joint_graph_constant_folding": False,
+}
+"""How Inductor compiles the graphs."""
 
 
 def _per_channel(groups: Tensor, channels: int) -> Tensor:
@@ -180,6 +186,6 @@ def compile_graphs(denoiser: Denoiser, folder: Path) -> None:
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(folder / f"{name}.pt2"),
-            inductor_configs={"aot_inductor.package_constants_in_so": False},
+            inductor_configs=OPTIONS,
         )
     (folder / "weights.json").write_text(json.dumps(weights))

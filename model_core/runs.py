@@ -34,6 +34,7 @@ class SampleOptions:
     eta: float | None = None
     guidance_scale: float | None = None
     guidance_interval: tuple[int, int] | None = None
+    guidance_every: int = 1
     clip_denoised: bool | None = None
     seed: int = 0
     batch_size: int = 8
@@ -175,6 +176,7 @@ def make_specs(config: BundleConfig, options: SampleOptions, labels: list[int] |
             eta=eta,
             guidance_scale=scale,
             guidance_interval=options.guidance_interval,
+            guidance_every=options.guidance_every,
             label=used[i] if used is not None else None,
             clip_denoised=clip,
         )

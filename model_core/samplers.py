@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model_core.config import DiffusionConfig
+from model_core.config import DiffusionConfig, SamplerName
 from model_core.schedule import StepTable, step_table
 
 
@@ -30,7 +30,11 @@ class Sampler(IntEnum):
     """DPM-Solver++(2M): second order, deterministic, for few steps (Lu et al. 2022, Algorithm 2)."""
 
 
-SAMPLERS = {"ddpm": Sampler.DDPM, "ddim": Sampler.DDIM}
+SAMPLERS: dict[SamplerName, Sampler] = {
+    "ddpm": Sampler.DDPM,
+    "ddim": Sampler.DDIM,
+    "dpmpp_2m": Sampler.DPMPP_2M,
+}
 """Samplers that requests and options may name."""
 
 

@@ -101,6 +101,7 @@ class Planner:
             eta=defaults.eta if request.eta is None else request.eta,
             guidance_scale=self._scale(request, config, errors),
             guidance_interval=self._interval(request, config, errors),
+            guidance_every=request.guidance_every or 1,
             clip_denoised=defaults.clip_denoised if request.clip_denoised is None else request.clip_denoised,
             labelled=config.num_classes is not None,
         )

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 from model_core.bundle import SamplingDefaults
+from model_core.config import SamplerName
 from model_core.seeds import MAX_SEED
 from model_core.training.config import Kind
 
@@ -60,7 +61,7 @@ class GenerateRequest(BaseModel):
         ge=1,
         le=1_000_000,
         description="Denoising steps. For `ddpm` they are spread from the first timestep to the last (respacing by "
-        "count), for `ddim` by stride (`ddimN`, or `strideN` where no whole stride gives N).",
+        "count), for the others by stride (`ddimN`, or `strideN` where no whole stride gives N).",
     )
     respacing: Respacing | None = Field(
         default=None,
@@ -68,7 +69,10 @@ class GenerateRequest(BaseModel):
         "(`90,60,60,20,20`), `ddimN` or `strideN`.",
         examples=["ddim25"],
     )
-    sampler: Literal["ddpm", "ddim"] | None = None
+    sampler: SamplerName | None = Field(
+        default=None,
+        description="`ddpm` (ancestral), `ddim`, or `dpmpp_2m` (DPM-Solver++, second order: for 10 to 20 steps).",
+    )
     eta: float | None = Field(default=None, ge=0, le=1, description="Noise of DDIM; 0 is deterministic.")
     guidance_scale: float | None = Field(
         default=None,
@@ -80,6 +84,13 @@ class GenerateRequest(BaseModel):
     guidance_interval: Annotated[list[Timestep], Field(min_length=2, max_length=2)] | None = Field(
         default=None,
         description="`[low, high]`: guide only at timesteps of the original process within, both included.",
+    )
+    guidance_every: int | None = Field(
+        default=None,
+        ge=1,
+        le=1_000_000,
+        description="Compute the classifier's gradient at every so many guided steps, and use it again at those "
+        "between. Default: 1, at each of them.",
     )
     clip_denoised: bool | None = Field(default=None, description="Clip the predicted x_0 to [-1, 1] at every step.")
     seed: int | None = Field(
@@ -173,10 +184,11 @@ class StageView(_Answer):
     version: str | None = Field(description="`null` until a worker has taken the job, unless the request named it.")
     respacing: str
     steps: int
-    sampler: Literal["ddpm", "ddim"]
+    sampler: SamplerName
     eta: float
     guidance_scale: float
     guidance_interval: tuple[int, int] | None
+    guidance_every: int
     clip_denoised: bool
 
 
@@ -327,7 +339,7 @@ class JobList(_Answer):
 class DefaultsView(_Answer):
     """How a model is sampled where a request does not say."""
 
-    sampler: Literal["ddpm", "ddim"]
+    sampler: SamplerName
     respacing: str
     steps: int
     eta: float

@@ -70,6 +70,7 @@ def view(seen: Seen, fleet: Fleet, catalog: Catalog) -> JobView:
                 eta=plan.eta,
                 guidance_scale=plan.guidance_scale,
                 guidance_interval=plan.guidance_interval,
+                guidance_every=plan.guidance_every,
                 clip_denoised=plan.clip_denoised,
             )
             for plan, version in zip(job.stages, record.versions, strict=True)

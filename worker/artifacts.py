@@ -66,6 +66,7 @@ def recipe(job: SampleJob, index: int, versions: tuple[str, ...]) -> dict[str, A
         "eta": base.eta,
         "guidance_scale": base.guidance_scale,
         "guidance_interval": base.guidance_interval,
+        "guidance_every": base.guidance_every,
         "clip_denoised": base.clip_denoised,
         "seed": job.seed_of(index),
     }

@@ -7,7 +7,7 @@ from typing import Literal, NoReturn
 
 from pydantic import Field
 
-from model_core.config import FrozenModel
+from model_core.config import FrozenModel, SamplerName
 from model_core.seeds import image_seed
 
 SAMPLE_FUNCTION = "worker.jobs.sample"
@@ -38,10 +38,11 @@ class StagePlan(FrozenModel):
     respacing: str
     steps: int
     """Steps that ``respacing`` keeps, per picture."""
-    sampler: Literal["ddpm", "ddim"]
+    sampler: SamplerName
     eta: float
     guidance_scale: float
     guidance_interval: tuple[int, int] | None
+    guidance_every: int = 1
     clip_denoised: bool
     labelled: bool
     """Whether this model is shown the pictures' classes."""

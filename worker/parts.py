@@ -102,6 +102,7 @@ class Part:
             eta=plan.eta,
             guidance_scale=plan.guidance_scale,
             guidance_interval=plan.guidance_interval,
+            guidance_every=plan.guidance_every,
             label=self.job.labels[index] if plan.labelled else None,
             clip_denoised=plan.clip_denoised,
         )
