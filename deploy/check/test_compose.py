@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import httpx
@@ -89,7 +90,13 @@ def test_a_training_job_publishes_a_model_that_workers_take_up() -> None:
         "    Image.new('RGB', (8, 8), {'a': 'red', 'b': 'blue'}[name]).save(f'/data/datasets/set/{name}/0.png')"
     )
     compose("exec", "--no-tty", "trainer", "python", "-c", make_set)
-    unet = {"image_size": 8, "model_channels": 32, "out_channels": 6, "num_res_blocks": 1, "num_classes": 2}
+    unet: dict[str, Any] = {
+        "image_size": 8,
+        "model_channels": 32,
+        "out_channels": 6,
+        "num_res_blocks": 1,
+        "num_classes": 2,
+    }
     unet |= {"attention_resolutions": [], "channel_mult": [1]}
     config = {"steps": 2, "batch_size": 2, "data": {"train": "set", "workers": 1}, "unet": unet}
     asked = {"what": "diffusion", "publish": "fresh", "config": config | {"diffusion": {"noise_schedule": "cosine"}}}
@@ -121,7 +128,7 @@ def test_prometheus_understands_every_panel_and_has_its_figures() -> None:
         if title in {"Put back", "Redis errors"}:  # nothing of the kind has happened
             query(expression)
         else:
-            eventually(lambda asked=expression: query(asked), 60, f"{title}: {expression}")
+            eventually(partial(query, expression), 60, f"{title}: {expression}")
 
 
 def test_promtool_accepts_the_configuration_and_the_alerts_do_as_they_should() -> None:
