@@ -78,6 +78,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     service = subprocess.Popen(
         ["podman", "system", "service", "--time", "0", os.environ["DOCKER_HOST"]], stdout=log, stderr=log
     )
+    eventually(Path(os.environ["DOCKER_HOST"].removeprefix("unix://")).is_socket, 30, "podman's service")
     checks = threading.Thread(target=check_health)
     checks.start()
     try:
