@@ -154,4 +154,5 @@ def test_it_refuses_to_start_without_a_password() -> None:
 
 def test_it_refuses_an_open_address_without_keys() -> None:
     assert "GUIDED_API_KEYS" in compose("config", expect=1, API_ADDRESS="0.0.0.0")
-    compose("config", API_ADDRESS="0.0.0.0", GUIDED_API_KEYS="[...]")
+    given = compose("config", "--format=json", API_ADDRESS="0.0.0.0", GUIDED_API_KEYS="[...]")
+    assert json.loads(given)["services"]["api"]["environment"]["GUIDED_API_KEYS"] == "[...]"
