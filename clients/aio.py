@@ -28,6 +28,7 @@ from clients.calls import (
     check,
     generate_call,
     is_transient,
+    key_headers,
     outcome,
     train_call,
     unreachable,
@@ -51,10 +52,16 @@ class AsyncClient:
     """A server, as Python calls to await; arguments and errors are those of :class:`clients.Client`."""
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, retries: int = 10, retry_s: float = 60.0
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 10,
+        retry_s: float = 60.0,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout)
+        self._http = httpx.AsyncClient(base_url=self.url, timeout=timeout, headers=key_headers(api_key))
         self._retries, self._retry_s = retries, retry_s
 
     async def __aenter__(self) -> AsyncClient:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from clients.errors import ApiError, JobEndedBadly, Unreachable, error_of
 from server.schemas import AnyJob, GenerateRequest, JobView, Progress, TrainProgress, TrainRequest, TrainView
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+KEY_VARIABLE = "GUIDED_API_KEY"
+MAX_PAUSE_S = 300.0
+"""A call is not tried again if the server asks to wait longer, as it does for a quota that is used up."""
 RETRY_STATUSES = (429, 502, 503, 504)
 STREAM_FAILURES = 3
 """Broken event streams in a row after which :meth:`wait` polls."""
@@ -92,9 +96,17 @@ def train_call(options: dict[str, Any], key: str | None) -> Call:
     return Call("POST", "/train", json=body, headers={"Idempotency-Key": key or uuid4().hex})
 
 
+def key_headers(api_key: str | None) -> dict[str, str]:
+    """The header that holds the key, if there is one."""
+    key = api_key or os.environ.get(KEY_VARIABLE)
+    return {"Authorization": f"Bearer {key}"} if key else {}
+
+
 def is_transient(error: Exception) -> bool | float:
     """Whether to try again; a number is the seconds the server asks to wait."""
     if isinstance(error, ApiError) and error.status in RETRY_STATUSES:
+        if error.retry_after is not None and error.retry_after > MAX_PAUSE_S:
+            return False
         return error.retry_after or True
     return isinstance(error, httpx.TransportError)
 

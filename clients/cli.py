@@ -13,6 +13,7 @@ from model_core.config import explain
 from model_core.evaluation.commands import evaluate_app
 from model_core.training.commands import train
 from server.commands import config, demo, server, up, worker
+from server.key_commands import keys_app
 
 app = typer.Typer(
     name="guided",
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.add_typer(models_app, name="models")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(keys_app, name="keys")
 models_app.command()(served)
 for verb in (up, demo, generate, jobs, cancel, server, worker, config, sample, train):
     app.command()(verb)
@@ -38,6 +40,10 @@ OPTIONAL = (
     "rq",
     "fsspec",
     "pydantic_settings",
+    "limits",
+    "itsdangerous",
+    "fastapi_offline",
+    "standardwebhooks",
     "tensorboard",
 )
 """Packages that come with the extras only."""

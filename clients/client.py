@@ -28,6 +28,7 @@ from clients.calls import (
     check,
     generate_call,
     is_transient,
+    key_headers,
     outcome,
     train_call,
     unreachable,
@@ -55,6 +56,7 @@ class Client:
 
     Args:
         url: of the server.
+        api_key: where the server asks for one; default: the environment variable ``GUIDED_API_KEY``.
         timeout: seconds for one exchange.
         retries: times a call is tried again.
         retry_s: seconds after which it is no longer tried again.
@@ -65,10 +67,16 @@ class Client:
     """
 
     def __init__(
-        self, url: str = DEFAULT_URL, *, timeout: float = 30.0, retries: int = 10, retry_s: float = 60.0
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        api_key: str | None = None,
+        timeout: float = 30.0,
+        retries: int = 10,
+        retry_s: float = 60.0,
     ) -> None:
         self.url = url.rstrip("/")
-        self._http = httpx.Client(base_url=self.url, timeout=timeout)
+        self._http = httpx.Client(base_url=self.url, timeout=timeout, headers=key_headers(api_key))
         self._retries, self._retry_s = retries, retry_s
 
     def __enter__(self) -> Client:

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
-from clients.calls import DEFAULT_URL
+from clients.calls import DEFAULT_URL, KEY_VARIABLE
 from clients.client import Client
 from server.schemas import JobSummary, JobView, TrainProgress, TrainView
 from server.schemas import Progress as Steps
 
 Url = Annotated[str, typer.Option(envvar="GUIDED_URL", help="The server.")]
+Key = Annotated[
+    str | None, typer.Option("--api-key", envvar=KEY_VARIABLE, show_envvar=True, help="Where the server asks for one.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 RETRIES = 3
 """Times a call is tried again: someone waits at a terminal."""
@@ -51,6 +54,7 @@ def generate(
         Path, typer.Option("--out", "-o", help=".png, .jpg or .webp (several: numbered), or .npz for all in one.")
     ] = Path("sample.png"),
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Have a server make pictures, and save them."""
@@ -78,7 +82,7 @@ def generate(
         "upsample_respacing": upsample_respacing,
         "format": format,
     }
-    with Client(url, retries=RETRIES) as client:
+    with Client(url, api_key=api_key, retries=RETRIES) as client:
         job = _follow(client, client.generate(**{name: value for name, value in given.items() if value is not None}))
         paths = _save(client, job, out, format)
     print(job.model_dump_json(indent=2) if as_json else "\n".join(map(str, paths)))
@@ -137,10 +141,11 @@ def jobs(
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many, newest first.")] = 20,
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
     as_json: AsJson = False,
 ) -> None:
     """Show a server's jobs."""
-    with Client(url, retries=RETRIES) as client:
+    with Client(url, api_key=api_key, retries=RETRIES) as client:
         if job_id is not None:
             print(client.any_job(job_id).model_dump_json(indent=2))
             return
@@ -174,16 +179,17 @@ def _row(job: JobSummary | TrainView) -> list[str]:
 def cancel(
     job_ids: Annotated[list[str], typer.Argument(help="Jobs to cancel.")],
     url: Url = DEFAULT_URL,
+    api_key: Key = None,
 ) -> None:
     """Cancel jobs, queued or running."""
-    with Client(url, retries=RETRIES) as client:
+    with Client(url, api_key=api_key, retries=RETRIES) as client:
         for job_id in job_ids:
             print(f"{job_id} {client.cancel(job_id).status}")
 
 
-def served(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def served(url: Url = DEFAULT_URL, api_key: Key = None, as_json: AsJson = False) -> None:
     """List the models a server has."""
-    with Client(url, retries=RETRIES) as client:
+    with Client(url, api_key=api_key, retries=RETRIES) as client:
         models = client.models()
     if as_json:
         print(json.dumps([model.model_dump(mode="json") for model in models], indent=2))

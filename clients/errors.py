@@ -7,6 +7,11 @@ from pydantic import ValidationError
 
 from server.schemas import JobView, Problem, TrainView
 
+_HINTS = {
+    401: " (pass api_key=..., --api-key, or set GUIDED_API_KEY)",
+    403: " (another key may; 'guided keys new' on the server makes one)",
+}
+
 
 class ApiError(ValueError):
     """The server refused a call.
@@ -18,7 +23,7 @@ class ApiError(ValueError):
     """
 
     def __init__(self, status: int, problem: Problem, retry_after: float | None = None) -> None:
-        super().__init__(problem.detail)
+        super().__init__(problem.detail + _HINTS.get(status, ""))
         self.status, self.problem, self.retry_after = status, problem, retry_after
 
 

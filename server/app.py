@@ -7,19 +7,29 @@ from contextlib import asynccontextmanager
 from importlib.metadata import version
 
 from fastapi import FastAPI
+from fastapi.openapi.docs import get_swagger_ui_html
+from fastapi.responses import HTMLResponse
+from fastapi_offline import FastAPIOffline
+from starlette.middleware.cors import CORSMiddleware
 
 from server import problems
 from server.catalog import Catalog
 from server.context import Context
+from server.headers import SecurityHeadersMiddleware, policy_for
 from server.limits import BodyLimitMiddleware
 from server.metrics import MetricsMiddleware, ServerMetrics
+from server.openai_schemas import OpenAIProblem
 from server.plan import Planner
-from server.routes import generate, health, jobs, models, train
+from server.problems import OPENAI, openai_responses, responses
+from server.rates import Limiter
+from server.routes import generate, health, jobs, models, openai, train
 from server.schemas import Json, Problem
+from server.security import GuardMiddleware, Links, check_exposure, is_open
 from server.settings import ServerSettings
 from server.store import JobStore
 from worker.artifacts import ArtifactStore
 
+DOCS_FILES = "/docs/static"
 DESCRIPTION = """\
 Classifier-guided diffusion (ADM) as a sampling server: `POST /generate` queues a job, workers sample it
 together with everyone else's, `GET /jobs/{id}` or its events tell how far it is.
@@ -31,8 +41,9 @@ def create_app(settings: ServerSettings) -> FastAPI:
     """The application for some settings.
 
     Raises:
-        ValueError: without a Redis URL.
+        ValueError: without a Redis URL, or if it would serve everybody by mistake.
     """
+    check_exposure(settings)
     if settings.redis_url is None:
         raise ValueError("redis_url: the server needs one (GUIDED_REDIS_URL); 'guided up' brings its own")
     catalog = Catalog(settings)
@@ -50,7 +61,11 @@ def create_app(settings: ServerSettings) -> FastAPI:
         yield
         await store.close()
 
-    app = FastAPI(
+    limiter, links = Limiter(store.blocking, settings), Links(store.blocking)
+    app = FastAPIOffline(
+        docs_url=None,
+        redoc_url=None,
+        static_url=DOCS_FILES,
         title="guided-sampling-server",
         version=version("guided-sampling-server"),
         description=DESCRIPTION,
@@ -64,30 +79,91 @@ def create_app(settings: ServerSettings) -> FastAPI:
         store=store,
         artifacts=ArtifactStore(settings.artifacts),
         metrics=metrics,
+        limiter=limiter,
+        links=links,
     )
+    # The last one added is the first to see a request.
     app.add_middleware(BodyLimitMiddleware)
+    app.add_middleware(GuardMiddleware, settings=settings, limiter=limiter, links=links)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            expose_headers=["Location", "Preference-Applied", "Retry-After", "ETag"],
+        )
+    app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)
     problems.install(app)
-    for router in (generate.router, jobs.router, train.router, models.router, health.router):
+    for router in (
+        generate.router,
+        jobs.router,
+        train.router,
+        models.router,
+        openai.router,
+        health.router,
+    ):
         app.include_router(router)
-    _describe_problems(app)
+    _add_docs(app)
+    _describe(app, settings)
     return app
 
 
-def _describe_problems(app: FastAPI) -> None:
-    """Put the error schema into the OpenAPI description, and only ours."""
+def _add_docs(app: FastAPI) -> None:
+    """Swagger UI at ``/docs``, from this machine, with leave for its own script only."""
+    page = get_swagger_ui_html(
+        openapi_url="/openapi.json",
+        title=app.title,
+        swagger_js_url=f"{DOCS_FILES}/swagger-ui-bundle.js",
+        swagger_css_url=f"{DOCS_FILES}/swagger-ui.css",
+        swagger_favicon_url=f"{DOCS_FILES}/favicon.png",
+    )
+    page.headers["Content-Security-Policy"] = policy_for(bytes(page.body).decode())
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> HTMLResponse:
+        return page
+
+
+def _describe(app: FastAPI, settings: ServerSettings) -> None:
+    """Complete the OpenAPI description: the error schemas, only ours, and what keys and limits add to every answer."""
     make = app.openapi
 
     def openapi() -> Json:
         if app.openapi_schema is None:
             document = make()
             schemas = document["components"]["schemas"]
-            problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-            schemas.update(problem.pop("$defs"))
-            schemas["Problem"] = problem
+            for model in (Problem, OpenAIProblem):
+                schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+                schemas.update(schema.pop("$defs"))
+                schemas[model.__name__] = schema
             for unused in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(unused, None)
+            for path, operations in document["paths"].items():
+                for operation in operations.values():
+                    if path.startswith(OPENAI):
+                        operation["responses"].pop("422", None)  # 400 there
+            _describe_guard(document, settings)
         assert app.openapi_schema is not None
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _describe_guard(document: Json, settings: ServerSettings) -> None:
+    statuses = [401, 403] if settings.api_keys else []
+    if settings.rate_limit or any(key.rate_limit for key in settings.api_keys):
+        statuses.append(429)
+    if settings.api_keys:
+        bearer = {"type": "http", "scheme": "bearer", "description": "A key made with `guided keys new`."}
+        document["components"]["securitySchemes"] = {"key": bearer}
+    for path, operations in document["paths"].items():
+        if is_open(path, settings):
+            continue
+        describe = openai_responses if path.startswith(OPENAI) else responses
+        for operation in operations.values():
+            for status, answer in describe(*statuses).items():
+                operation["responses"].setdefault(str(status), answer)
+            if settings.api_keys:
+                operation["security"] = [{"key": []}]

@@ -97,6 +97,7 @@ def server(
     import uvicorn
 
     from server.app import create_app
+    from server.limits import MAX_HEAD
     from server.settings import ServerSettings
 
     _log()
@@ -110,6 +111,9 @@ def server(
         access_log=False,
         timeout_keep_alive=75,  # as proxies and clients expect; short ones close under a client's next request
         timeout_graceful_shutdown=5,
+        http="h11",
+        h11_max_incomplete_event_size=MAX_HEAD,
+        server_header=False,
     )
 
 
@@ -164,7 +168,7 @@ def config(
     for part, settings in found.items():
         for name, info in type(settings).model_fields.items():
             if part == "both" or name not in CommonSettings.model_fields:
-                value = settings.model_dump(mode="json")[name]
+                value = _shown(name, settings.model_dump(mode="json")[name])
                 rows.append({"of": part, "name": name, "value": value, "meaning": info.description})
     if as_json:
         print(json.dumps(rows, indent=2))
@@ -173,3 +177,12 @@ def config(
     for row in rows:
         print(f"\n# {row['of']}: {row['meaning']}  [GUIDED_{str(row['name']).upper()}]")
         print(f"{row['name']} = {json.dumps(row['value'])}")
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A setting as it may be printed: without the password in a URL."""
+    if name == "redis_url" and isinstance(value, str):
+        from worker.settings import without_password
+
+        return without_password(value)
+    return value

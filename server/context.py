@@ -11,6 +11,8 @@ from server.catalog import Catalog
 from server.metrics import ServerMetrics
 from server.plan import Planner
 from server.problems import ProblemError
+from server.rates import Limiter
+from server.security import Links, Who
 from server.settings import ServerSettings
 from server.store import JobStore, Seen, SeenTraining
 from worker.artifacts import ArtifactStore
@@ -27,6 +29,8 @@ class Context:
     store: JobStore
     artifacts: ArtifactStore
     metrics: ServerMetrics
+    limiter: Limiter
+    links: Links
 
 
 def _context(request: Request) -> Context:
@@ -37,22 +41,22 @@ def _context(request: Request) -> Context:
 Ctx = Annotated[Context, Depends(_context)]
 
 
-async def _find_any(job_id: str, context: Ctx) -> Seen | SeenTraining:
+async def _find_any(job_id: str, context: Ctx, caller: Who) -> Seen | SeenTraining:
     training = job_id.startswith(PREFIX)
-    return await _find_training(job_id, context) if training else await _find_job(job_id, context)
+    return await (_find_training if training else _find_job)(job_id, context, caller)
 
 
-async def _find_training(job_id: str, context: Ctx) -> SeenTraining:
+async def _find_training(job_id: str, context: Ctx, caller: Who) -> SeenTraining:
     seen = await context.store.see_training(job_id) if len(job_id) <= 64 and job_id.startswith(PREFIX) else None
-    if seen is None:
+    if seen is None or not caller.sees(seen.record.job.owner):
         raise ProblemError(404, "there is no training job of this id; ended jobs are kept for a limited time")
     return seen
 
 
-async def _find_job(job_id: str, context: Ctx) -> Seen:
+async def _find_job(job_id: str, context: Ctx, caller: Who) -> Seen:
     known = len(job_id) <= 64 and not job_id.startswith(PREFIX)
     seen = await context.store.see(job_id) if known else None
-    if seen is None:
+    if seen is None or not caller.sees(seen.record.job.owner):
         raise ProblemError(404, "there is no job of this id; ended jobs are kept for a limited time")
     return seen
 

@@ -10,6 +10,8 @@ from server.problems import ProblemError, respond
 
 MAX_BODY = 1 << 20
 """Bytes a request's body may have."""
+MAX_HEAD = 1 << 15
+"""Bytes a request's line and headers may have; uvicorn answers 400 to more."""
 _DETAIL = f"the body has more than {MAX_BODY} bytes"
 
 

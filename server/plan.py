@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from model_core.bundle import BundleConfig, BundleError
@@ -16,6 +15,7 @@ from server.problems import ProblemError, invalid
 from server.schemas import ClassLabel, GenerateRequest
 from server.settings import ServerSettings
 from worker.jobs import Priority, SampleJob, StagePlan
+from worker.webhooks import refusal
 
 RANDOM_SEEDS = 2**32
 """Seeds drawn at random are below this: easy to read aloud, and exact in JavaScript."""
@@ -33,8 +33,8 @@ class Planner:
         self._catalog = catalog
         self._settings = settings
 
-    def plan(self, request: GenerateRequest) -> SampleJob:
-        """The job a request asks for.
+    def plan(self, request: GenerateRequest, owner: str | None = None) -> SampleJob:
+        """The job a request asks for; ``owner`` is the name of the key that asks.
 
         Raises:
             ProblemError: 404 for an unknown model, 422 with every field at fault.
@@ -66,6 +66,7 @@ class Planner:
             preview_every=request.preview_every,
             webhook_url=request.webhook_url,
             part_images=self._settings.part_images,
+            owner=owner,
         )
 
     def _config(self, reference: str, kind: str, field: str, errors: list[tuple[str, str]]) -> BundleConfig:
@@ -188,15 +189,8 @@ class Planner:
         return [chosen[i % len(chosen)] for i in range(count)]
 
     def _check_webhook(self, request: GenerateRequest, errors: list[tuple[str, str]]) -> None:
-        if request.webhook_url is None:
-            return
-        try:
-            host = urlsplit(request.webhook_url).hostname
-        except ValueError:
-            host = None
-        if host is None or host not in self._settings.webhook_hosts:
-            allowed = ", ".join(self._settings.webhook_hosts) or "none"
-            errors.append(("webhook_url", f"its host must be one of those allowed here ({allowed})"))
+        if request.webhook_url is not None and (why := refusal(request.webhook_url, self._settings)):
+            errors.append(("webhook_url", why))
 
 
 def _class_index(label: ClassLabel, config: BundleConfig) -> tuple[int | None, str | None]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -15,6 +16,8 @@ from redis.exceptions import TimeoutError as RedisTimeoutError
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
 
+from server.headers import SECURITY_HEADERS
+from server.openai_schemas import OpenAIError, OpenAIProblem
 from server.schemas import FieldError, Problem
 
 log = logging.getLogger(__name__)
@@ -22,15 +25,21 @@ log = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 TITLES = {
     400: "Bad request",
+    401: "No valid key",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
     409: "Not yet",
     410: "Gone",
     413: "Too large",
     422: "Not valid",
-    429: "The queue is full",
+    429: "Too much at once",
+    500: "Our fault",
     503: "Not available",
+    504: "Not in time",
 }
+OPENAI = "/v1/"
+"""Below this path errors have the shape of OpenAI's API."""
 
 
 class ProblemError(Exception):
@@ -41,13 +50,22 @@ class ProblemError(Exception):
         detail: what happened.
         errors: fields at fault.
         retry_after: seconds.
+        headers: more headers of the answer.
+        code: a name for what happened, where OpenAI's API has one.
     """
 
     def __init__(
-        self, status: int, detail: str, errors: Sequence[FieldError] = (), retry_after: int | None = None
+        self,
+        status: int,
+        detail: str,
+        errors: Sequence[FieldError] = (),
+        retry_after: int | None = None,
+        headers: Mapping[str, str] = MappingProxyType({}),
+        code: str | None = None,
     ) -> None:
         super().__init__(detail)
         self.status, self.detail, self.errors, self.retry_after = status, detail, list(errors), retry_after
+        self.headers, self.code = headers, code
 
 
 def invalid(errors: Iterable[tuple[str, str]]) -> ProblemError:
@@ -58,6 +76,11 @@ def invalid(errors: Iterable[tuple[str, str]]) -> ProblemError:
 
 def respond(request: Request, problem: ProblemError) -> JSONResponse:
     """The answer for a problem."""
+    headers = dict(problem.headers)
+    if problem.retry_after is not None:
+        headers["Retry-After"] = str(problem.retry_after)
+    if request.url.path.startswith(OPENAI):
+        return _openai(problem, headers)
     title = TITLES.get(problem.status, "Error")
     body = Problem(
         title=title,
@@ -66,8 +89,27 @@ def respond(request: Request, problem: ProblemError) -> JSONResponse:
         instance=request.url.path,
         errors=problem.errors,
     )
-    headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after is not None else {}
     return JSONResponse(body.model_dump(), problem.status, headers, media_type=MEDIA_TYPE)
+
+
+def openai_error(problem: ProblemError) -> OpenAIProblem:
+    """A problem as OpenAI's API tells it."""
+    status = problem.status
+    told = OpenAIError(
+        message=problem.detail,
+        type="server_error" if status >= 500 else "rate_limit_error" if status == 429 else "invalid_request_error",
+        param=problem.errors[0].field if problem.errors else None,
+        code=problem.code or {404: "not_found", 429: "rate_limit_exceeded"}.get(status),
+    )
+    return OpenAIProblem(error=told)
+
+
+def _openai(problem: ProblemError, headers: dict[str, str]) -> JSONResponse:
+    """The answer in that API, where what is not valid is a 400."""
+    status = 400 if problem.status == 422 else problem.status
+    if problem.code == "insufficient_quota" or status in (409, 500, 504):
+        headers["x-should-retry"] = "false"  # its clients would ask again at once, in vain
+    return JSONResponse(openai_error(problem).model_dump(), status, headers)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -84,6 +126,12 @@ def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
             }
         descriptions[status] = description
     return descriptions
+
+
+def openai_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI descriptions of error answers below ``/v1``."""
+    schema = {"application/json": {"schema": {"$ref": "#/components/schemas/OpenAIProblem"}}}
+    return {status: answer | {"content": schema} for status, answer in responses(*statuses).items()}
 
 
 def install(app: FastAPI) -> None:
@@ -111,6 +159,13 @@ def install(app: FastAPI) -> None:
 
     for kind in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(kind, on_redis)
+
+    @app.exception_handler(Exception)
+    async def on_crash(request: Request, error: Exception) -> JSONResponse:
+        """Ours to repair; the log has it, for it is raised again after this answer."""
+        answer = respond(request, ProblemError(500, "something went wrong here; the server's log says what"))
+        answer.headers.update(SECURITY_HEADERS)  # beyond the middleware that adds them elsewhere
+        return answer
 
 
 def _methods(app: FastAPI, request: Request) -> list[str]:

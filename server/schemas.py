@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
@@ -27,35 +27,17 @@ ClassLabel = ClassIndex | ClassName
 Timestep = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
 
 
-class _Answer(BaseModel):
+class Answer(BaseModel):
+    """What the API answers."""
+
     model_config = ConfigDict(frozen=True)
 
 
-class GenerateRequest(BaseModel):
-    """What to sample; whatever is left out comes from the model's defaults."""
+class SamplingOptions(BaseModel):
+    """How to sample: what every request for pictures may say."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        frozen=True,
-        json_schema_extra={
-            "examples": [
-                {"model": "emoji32", "class_label": "heart", "steps": 25, "guidance_scale": 4.0, "seed": 7},
-                {"model": "emoji32", "class_label": [0, "clock"], "num_images": 4, "respacing": "ddim25"},
-            ]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    model: ModelReference = Field(description="`name` (its newest version) or `name@version`.", examples=["emoji32"])
-    class_label: ClassLabel | Annotated[list[ClassLabel], Field(min_length=1, max_length=1000)] | None = Field(
-        default=None,
-        description="Class index or name, or a list of them, repeated in order to fill `num_images`. Absent: no class "
-        "for an unconditional model; for a class-conditional one a random class per picture, which its seed decides.",
-        examples=["heart"],
-    )
-    num_images: int | None = Field(
-        default=None, ge=1, le=100_000, description="Pictures; default: one per class listed, or 1."
-    )
     steps: int | None = Field(
         default=None,
         ge=1,
@@ -105,6 +87,38 @@ class GenerateRequest(BaseModel):
     )
     upsample: ModelReference | None = Field(default=None, description="An upsampler to run on the pictures.")
     upsample_respacing: Respacing | None = Field(default=None, description="The upsampler's respacing.")
+
+    @model_validator(mode="after")
+    def _one_of(self) -> Self:
+        if self.steps is not None and self.respacing is not None:
+            raise ValueError("steps: give steps or respacing, not both")
+        if self.upsample is None and self.upsample_respacing is not None:
+            raise ValueError("upsample_respacing: needs upsample")
+        return self
+
+
+class GenerateRequest(SamplingOptions):
+    """What to sample; whatever is left out comes from the model's defaults."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"model": "emoji32", "class_label": "heart", "steps": 25, "guidance_scale": 4.0, "seed": 7},
+                {"model": "emoji32", "class_label": [0, "clock"], "num_images": 4, "respacing": "ddim25"},
+            ]
+        },
+    )
+
+    model: ModelReference = Field(description="`name` (its newest version) or `name@version`.", examples=["emoji32"])
+    class_label: ClassLabel | Annotated[list[ClassLabel], Field(min_length=1, max_length=1000)] | None = Field(
+        default=None,
+        description="Class index or name, or a list of them, repeated in order to fill `num_images`. Absent: no class "
+        "for an unconditional model; for a class-conditional one a random class per picture, which its seed decides.",
+        examples=["heart"],
+    )
+    num_images: int | None = Field(
+        default=None, ge=1, le=100_000, description="Pictures; default: one per class listed, or 1."
+    )
     format: ImageFormat = Field(
         default="png", description="What the job's picture links lead to; `npz`: one file of all pictures."
     )
@@ -115,23 +129,15 @@ class GenerateRequest(BaseModel):
         default=None, description="Gets a POST when the job has ended. Its host must be allowed in the settings."
     )
 
-    @model_validator(mode="after")
-    def _one_of(self) -> GenerateRequest:
-        if self.steps is not None and self.respacing is not None:
-            raise ValueError("steps: give steps or respacing, not both")
-        if self.upsample is None and self.upsample_respacing is not None:
-            raise ValueError("upsample_respacing: needs upsample")
-        return self
 
-
-class FieldError(_Answer):
+class FieldError(Answer):
     """What is wrong with one field."""
 
     field: str = Field(description="Path of the field, such as `guidance_interval.0`; empty: the whole body.")
     message: str = Field(description="What is wrong, and what is allowed.")
 
 
-class Problem(_Answer):
+class Problem(Answer):
     """An error (RFC 9457)."""
 
     type: str = Field(default="about:blank", description="Names the kind of error.")
@@ -142,14 +148,14 @@ class Problem(_Answer):
     errors: list[FieldError] = Field(default_factory=list)
 
 
-class JobFailure(_Answer):
+class JobFailure(Answer):
     """Why a job failed."""
 
     kind: Literal["error", "deadline", "abandoned"]
     message: str
 
 
-class ImageView(_Answer):
+class ImageView(Answer):
     """One picture of a job."""
 
     index: int
@@ -162,7 +168,7 @@ class ImageView(_Answer):
     url: str | None
 
 
-class Progress(_Answer):
+class Progress(Answer):
     """Denoising steps over all pictures."""
 
     steps_done: int
@@ -170,14 +176,14 @@ class Progress(_Answer):
     fraction: float
 
 
-class Timings(_Answer):
+class Timings(Answer):
     """Seconds spent; `null` until known."""
 
     queued_s: float
     running_s: float | None
 
 
-class StageView(_Answer):
+class StageView(Answer):
     """How one model of the job is sampled, defaults filled in."""
 
     model: str
@@ -192,7 +198,7 @@ class StageView(_Answer):
     clip_denoised: bool
 
 
-class JobLinks(_Answer):
+class JobLinks(Answer):
     """Paths below this server."""
 
     self: str
@@ -201,7 +207,7 @@ class JobLinks(_Answer):
     samples: str | None = Field(description="All pictures as `.npz`, once the job is finished.")
 
 
-class JobSummary(_Answer):
+class JobSummary(Answer):
     """A sampling job in a list."""
 
     kind: Literal["sample"] = "sample"
@@ -278,7 +284,7 @@ class TrainRequest(BaseModel):
     )
 
 
-class TrainProgress(_Answer):
+class TrainProgress(Answer):
     """How far a run is, and its latest figures."""
 
     step: int
@@ -289,7 +295,7 @@ class TrainProgress(_Answer):
     figures: dict[str, float] = Field(description="Loss and others, means over the last `log_every` steps.")
 
 
-class TrainLinks(_Answer):
+class TrainLinks(Answer):
     """Paths below this server."""
 
     self: str
@@ -299,7 +305,7 @@ class TrainLinks(_Answer):
     figures: str
 
 
-class TrainView(_Answer):
+class TrainView(Answer):
     """A training job."""
 
     kind: Literal["train"] = "train"
@@ -317,26 +323,26 @@ class TrainView(_Answer):
     links: TrainLinks
 
 
-class TrainLog(_Answer):
+class TrainLog(Answer):
     """The last lines a run said."""
 
     lines: list[str]
 
 
-class TrainFigures(_Answer):
+class TrainFigures(Answer):
     """What a run measured, oldest first: lines of its `log.jsonl`."""
 
     figures: list[dict[str, JsonValue]]
 
 
-class JobList(_Answer):
+class JobList(Answer):
     """A page of jobs, newest first."""
 
     jobs: list[Annotated[JobSummary | TrainView, Field(discriminator="kind")]]
     next_cursor: str | None = Field(description="Pass as `cursor` for the next page; `null`: this was the last.")
 
 
-class DefaultsView(_Answer):
+class DefaultsView(Answer):
     """How a model is sampled where a request does not say."""
 
     sampler: SamplerName
@@ -347,7 +353,7 @@ class DefaultsView(_Answer):
     clip_denoised: bool
 
 
-class Limits(_Answer):
+class Limits(Answer):
     """What a request may ask for."""
 
     max_steps: int
@@ -356,7 +362,7 @@ class Limits(_Answer):
     max_deadline_s: float
 
 
-class ModelView(_Answer):
+class ModelView(Answer):
     """A model that can be sampled, or an upsampler for `upsample`."""
 
     name: str
@@ -375,19 +381,19 @@ class ModelView(_Answer):
     workers: int = Field(description="Live workers that take its jobs.")
 
 
-class ModelList(_Answer):
+class ModelList(Answer):
     """All models."""
 
     models: list[ModelView]
 
 
-class Health(_Answer):
+class Health(Answer):
     """The process is up."""
 
     status: Literal["ok"] = "ok"
 
 
-class Readiness(_Answer):
+class Readiness(Answer):
     """Whether jobs would be taken now."""
 
     ready: bool

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from server.keys import ApiKey, Rates
 from worker.settings import CommonSettings
 
 
@@ -27,6 +28,35 @@ class ServerSettings(CommonSettings):
         description="Folders and URL prefixes training jobs may read from, as a JSON list; default: data_dir/datasets.",
     )
     max_training_queued: int = Field(default=100, ge=1, description="Training jobs that may wait; then 429.")
-    webhook_hosts: tuple[str, ...] = Field(
-        default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
+    api_keys: tuple[ApiKey, ...] = Field(
+        default=(),
+        description="Keys that may use the API, as 'guided keys new' prints them; default: none, and all may.",
     )
+    allow_unauthenticated: bool = Field(
+        default=False, description="Listen on an address others can reach although there are no api_keys."
+    )
+    open_metrics: bool = Field(default=False, description="Answer /metrics without a key, too.")
+    rate_limit: Rates | None = Field(
+        default=None,
+        description="Requests per key (without keys: per address), such as '60/minute' or '5/second; 1000/day'.",
+    )
+    images_per_day: int | None = Field(default=None, ge=1, description="Pictures per key (or address) in a day.")
+    steps_per_day: int | None = Field(
+        default=None, ge=1, description="Denoising steps of all pictures per key (or address) in a day."
+    )
+    cors_origins: tuple[str, ...] = Field(
+        default=(), description="Origins whose pages may call the API, as a JSON list ('*': all); default: none."
+    )
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(),
+        description="Names the API may be called by (Host header), as a JSON list ('*.example.com' works); default: "
+        "any, but without keys on a loopback address only the names of this machine.",
+    )
+
+    @field_validator("api_keys")
+    @classmethod
+    def _names_differ(cls, keys: tuple[ApiKey, ...]) -> tuple[ApiKey, ...]:
+        names = [key.name for key in keys]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two keys have the same name: {', '.join(names)}")
+        return keys

@@ -92,7 +92,7 @@ class JobStore:
         self, url: str, *, max_queued: int, result_ttl: int, idempotency_ttl: int, max_training_queued: int = 100
     ) -> None:
         once = ReconnectPolicy(NoBackoff(), 1)
-        self._sync = Redis.from_url(url, socket_timeout=SOCKET_S, socket_connect_timeout=2, retry=once, protocol=2)
+        self.blocking = Redis.from_url(url, socket_timeout=SOCKET_S, socket_connect_timeout=2, retry=once, protocol=2)
         self.redis: AsyncRedis = AsyncRedis.from_url(url, socket_connect_timeout=2, socket_timeout=SOCKET_S, protocol=2)
         self._max_queued, self._result_ttl, self._idempotency_ttl = max_queued, result_ttl, idempotency_ttl
         self._max_training_queued = max_training_queued
@@ -102,17 +102,20 @@ class JobStore:
     async def close(self) -> None:
         """Close the connections."""
         await self.redis.aclose()
-        self._sync.close()
+        self.blocking.close()
 
     # --- Writing ----------------------------------------------------------------------------------
 
-    def submit(self, job: SampleJob, key: str | None, body: bytes) -> tuple[str, bool]:
+    def submit(
+        self, job: SampleJob, key: str | None, body: bytes, admit: Callable[[], None] = lambda: None
+    ) -> tuple[str, bool]:
         """Put a request into the queue.
 
         Args:
             job: the request.
-            key: idempotency key.
+            key: idempotency key; each owner has their own.
             body: what a later call with this key must repeat.
+            admit: called before a new job is queued; raises to prevent it.
 
         Returns:
             Id of the job, and whether it is new.
@@ -120,7 +123,12 @@ class JobStore:
         Raises:
             ProblemError: 422 if the key came with another body, 429 if the queue is full.
         """
-        return self._submit(job.id, key, body, lambda: self._check_room(job), lambda pipe: self._enqueue(pipe, job))
+
+        def check() -> None:
+            self._check_room(job)
+            admit()
+
+        return self._submit(job, key, body, check, lambda pipe: self._enqueue(pipe, job))
 
     def submit_training(self, job: TrainJob, key: str | None, body: bytes) -> str:
         """Put a training job into its queue; its id, or that of the job the key had before.
@@ -148,11 +156,11 @@ class JobStore:
             )
             queue.enqueue_job(rq_job, pipeline=pipe)
 
-        return self._submit(job.id, key, body, check_room, enqueue)[0]
+        return self._submit(job, key, body, check_room, enqueue)[0]
 
     def _submit(
         self,
-        job_id: str,
+        job: SampleJob | TrainJob,
         key: str | None,
         body: bytes,
         check_room: Callable[[], None],
@@ -160,15 +168,15 @@ class JobStore:
     ) -> tuple[str, bool]:
         if key is None:
             check_room()
-            with self._sync.pipeline() as pipe:
+            with self.blocking.pipeline() as pipe:
                 pipe.multi()
                 enqueue(pipe)
                 pipe.execute()
-            return job_id, True
-        name = IDEMPOTENCY + hashlib.sha256(key.encode()).hexdigest()
+            return job.id, True
+        name = IDEMPOTENCY + hashlib.sha256(f"{job.owner or ''} {key}".encode()).hexdigest()
         digest = hashlib.sha256(body).hexdigest()
         while True:
-            with self._sync.pipeline() as pipe:
+            with self.blocking.pipeline() as pipe:
                 try:
                     pipe.watch(name)
                     known: Any = pipe.get(name)
@@ -179,16 +187,16 @@ class JobStore:
                         return known_id, False
                     check_room()
                     pipe.multi()
-                    pipe.set(name, f"{job_id} {digest}", ex=self._idempotency_ttl)
+                    pipe.set(name, f"{job.id} {digest}", ex=self._idempotency_ttl)
                     enqueue(pipe)
                     pipe.execute()
-                    return job_id, True
+                    return job.id, True
                 except WatchError:
                     continue  # the same key came twice at once: look again
 
     def _check_room(self, job: SampleJob) -> None:
         model = job.stages[0].model
-        with self._sync.pipeline(transaction=False) as pipe:
+        with self.blocking.pipeline(transaction=False) as pipe:
             for priority in Priority:
                 pipe.llen(self._queue(queue_name(model, priority)).key)
             waiting = sum(pipe.execute())
@@ -207,7 +215,7 @@ class JobStore:
 
     def _queue(self, name: str) -> Queue:
         if name not in self._queues:
-            self._queues[name] = Queue(name, connection=self._sync, serializer=JSONSerializer)
+            self._queues[name] = Queue(name, connection=self.blocking, serializer=JSONSerializer)
         return self._queues[name]
 
     def _enqueue(self, pipe: Pipeline, job: SampleJob) -> None:
@@ -231,7 +239,7 @@ class JobStore:
     def cancel(self, job: SampleJob) -> Outcome | None:
         """End a request, wherever it is; ``None`` if it had ended already."""
         outcome = Outcome(status="cancelled", at=time.time())
-        if not records.end(self._sync, job.id, outcome, self._result_ttl):
+        if not records.end(self.blocking, job.id, outcome, self._result_ttl):
             return None
         for part in range(len(job.parts)):
             self._cancel_part(job.part_id(part))
@@ -239,17 +247,17 @@ class JobStore:
 
     def cancel_training(self, job_id: str) -> None:
         """End a training job, wherever it is; one that has ended stays as it is."""
-        if records.end(self._sync, job_id, Outcome(status="cancelled", at=time.time()), self._result_ttl):
+        if records.end(self.blocking, job_id, Outcome(status="cancelled", at=time.time()), self._result_ttl):
             self._cancel_part(job_id)
 
     def _cancel_part(self, rq_id: str) -> None:
         try:
-            job = Job.fetch(rq_id, connection=self._sync, serializer=JSONSerializer)
+            job = Job.fetch(rq_id, connection=self.blocking, serializer=JSONSerializer)
             if job.is_queued:
                 job.cancel()
-                self._sync.expire(job.key, self._result_ttl)
+                self.blocking.expire(job.key, self._result_ttl)
             elif job.is_started:
-                send_stop_job_command(self._sync, rq_id, serializer=JSONSerializer)
+                send_stop_job_command(self.blocking, rq_id, serializer=JSONSerializer)
         except (NoSuchJobError, InvalidJobOperation):
             pass  # it ended meanwhile
 

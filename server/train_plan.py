@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from model_core.bundle import BundleError, Store
 from model_core.config import UNetConfig, UpsamplerConfig
 from model_core.training.config import KINDS
+from model_core.training.sources import expand
 from server.problems import ProblemError, invalid
 from server.schemas import TrainRequest
 from server.settings import ServerSettings
@@ -19,8 +20,8 @@ _SERVER_SETS = ("run_dir", "publish", "init")
 _TAGS = (UNetConfig.__name__, UpsamplerConfig.__name__)
 
 
-def plan(request: TrainRequest, settings: ServerSettings, now: float) -> TrainJob:
-    """The job of a request.
+def plan(request: TrainRequest, settings: ServerSettings, now: float, owner: str | None = None) -> TrainJob:
+    """The job of a request; ``owner`` is the name of the key that asks.
 
     Raises:
         ProblemError: 422 naming the fields at fault, 404 for a model to begin with that is not there.
@@ -53,6 +54,7 @@ def plan(request: TrainRequest, settings: ServerSettings, now: float) -> TrainJo
         publish=request.publish,
         publish_every=request.publish_every,
         publish_defaults=request.publish_defaults,
+        owner=owner,
     )
 
 
@@ -101,11 +103,15 @@ def _resolve(where: str, roots: tuple[str, ...], field: str) -> str:
         if any("://" in root and where.startswith(root.rstrip("/") + "/") for root in roots):
             return where
         raise refused
+    try:
+        expand(where)
+    except ValueError as error:
+        raise invalid([(field, str(error).removeprefix("data: "))]) from None
     for root in (Path(root).resolve() for root in roots if "://" not in root):
-        path = root / where
-        if not path.resolve().is_relative_to(root):
+        path, shards = root / where, ".tar" in where
+        names = expand(str(path)) if shards else [str(path)]
+        if not all(Path(name).resolve().is_relative_to(root) for name in names):  # links lead out, too
             continue
-        shards = ".tar" in where
         if not shards and root.is_dir() and not path.is_dir():
             continue
         return str(path)

@@ -19,8 +19,9 @@ from typing import IO
 from redis import Redis
 from redis.exceptions import RedisError
 
+from server.security import check_exposure
 from server.settings import ServerSettings
-from worker.settings import WorkerSettings
+from worker.settings import WorkerSettings, without_password
 
 log = logging.getLogger(__name__)
 
@@ -109,8 +110,9 @@ class Group:
         """Start everything.
 
         Raises:
-            ValueError: if the API's port is taken, or Valkey does not start.
+            ValueError: if the API's port is taken, Valkey does not start, or everybody would be served by mistake.
         """
+        check_exposure(self.server)
         for stop in (signal.SIGINT, signal.SIGTERM):
             signal.signal(stop, self._on_signal)
         port = self.server.port or free_port(self.server.host)
@@ -239,5 +241,5 @@ def wait_for_redis(url: str, seconds: float = 15.0) -> None:
                 return
             except RedisError as error:
                 if time.monotonic() > until:
-                    raise ValueError(f"redis_url: nothing answers at {url}: {error}") from None
+                    raise ValueError(f"redis_url: nothing answers at {without_password(url)}: {error}") from None
                 time.sleep(0.02)

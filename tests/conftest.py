@@ -25,6 +25,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Iter
         tmp_path_factory.mktemp("stack"),
         served_models,
         webhook_hosts='["127.0.0.1"]',
+        webhook_private=True,
         metrics_port=0,
         max_images=20,
         part_images=4,

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import httpx
 from redis import Redis
 
+from clients.calls import key_headers
 from server.up import free_port, valkey_command, wait_for_redis
 
 T = TypeVar("T")
@@ -56,11 +57,14 @@ class Process:
 class Stack:
     """A data folder with the processes that share it; nothing runs until it is started."""
 
-    def __init__(self, folder: Path, models_dir: Path, **settings: Any) -> None:
+    def __init__(
+        self, folder: Path, models_dir: Path, *, password: str = "", api_key: str | None = None, **settings: Any
+    ) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.redis_port, self.port = free_port(), free_port()
-        self.redis_url = f"redis://127.0.0.1:{self.redis_port}/0"
+        user = f":{password}@" if password else ""
+        self.redis_url = f"redis://{user}127.0.0.1:{self.redis_port}/0"
         self.url = f"http://127.0.0.1:{self.port}"
         given = {
             "redis_url": self.redis_url,
@@ -80,11 +84,11 @@ class Stack:
             "GUIDED_CONFIG": str(folder / "absent.toml"),
         }
         self.processes: list[Process] = []
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, headers=key_headers(api_key))
 
-    def valkey(self) -> Process:
-        """Start Valkey."""
-        command = valkey_command(self.folder / "valkey", self.redis_port)
+    def valkey(self, *options: str) -> Process:
+        """Start Valkey, perhaps with more options."""
+        command = [*valkey_command(self.folder / "valkey", self.redis_port), *options]
         process = self._start("valkey", command)
         wait_for_redis(self.redis_url)
         return process

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from worker.jobs import SampleJob
 
 RECIPE = "recipe"
 """PNG text chunk: the body of a POST /generate that makes this picture again, as JSON."""
+_ID = re.compile(r"[0-9a-z-]{1,64}")
 SOFTWARE = "guided-sampling-server"
 
 
@@ -33,9 +35,8 @@ class ArtifactStore:
 
     def write(self, job_id: str, index: int, png: bytes) -> None:
         """Store a picture; storing it again changes nothing."""
-        path = self._path(job_id, index)
-        self._fs.makedirs(f"{self._root}/{job_id}", exist_ok=True)
-        self._fs.pipe_file(path, png)
+        self._fs.makedirs(self._folder(job_id), exist_ok=True)
+        self._fs.pipe_file(self._path(job_id, index), png)
 
     def read(self, job_id: str, index: int) -> bytes:
         """A picture's PNG file.
@@ -49,10 +50,20 @@ class ArtifactStore:
     def delete(self, job_id: str) -> None:
         """Delete a job's pictures, if there are any."""
         with contextlib.suppress(FileNotFoundError):
-            self._fs.rm(f"{self._root}/{job_id}", recursive=True)
+            self._fs.rm(self._folder(job_id), recursive=True)
+
+    def _folder(self, job_id: str) -> str:
+        """Where a job's pictures are.
+
+        Raises:
+            FileNotFoundError: for what cannot be the id of a job, and might lead elsewhere.
+        """
+        if not _ID.fullmatch(job_id):
+            raise FileNotFoundError(f"{job_id[:80]!r} is no id of a job")
+        return f"{self._root}/{job_id}"
 
     def _path(self, job_id: str, index: int) -> str:
-        return f"{self._root}/{job_id}/{index}.png"
+        return f"{self._folder(job_id)}/{index}.png"
 
 
 def recipe(job: SampleJob, index: int, versions: tuple[str, ...]) -> dict[str, Any]:

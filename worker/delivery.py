@@ -69,6 +69,8 @@ class DeliveringWorker(QueueWorker):
         self.steps_per_part = 0.0
         self.outbox: deque[Callable[[], None]] = deque()
         self.storing = ThreadPoolExecutor(4, thread_name_prefix="store")
+        self.calling = ThreadPoolExecutor(4, thread_name_prefix="webhook")
+        """Beside the storing threads: a receiver that is slow must not hold up pictures."""
         self._events = events
 
     # --- What the engine says ---------------------------------------------------------------------
@@ -209,7 +211,7 @@ class DeliveringWorker(QueueWorker):
         started: Any = self.connection.hget(record_key(job.id), "started")
         if started:
             self.metrics.run_time.labels(part.lane).observe(outcome.at - float(started))
-        self.storing.submit(send_webhook, job, outcome, self.settings.webhook_hosts)
+        self.calling.submit(send_webhook, job, outcome, self.settings)
 
     def _count(self, part: Part, outcome: str) -> None:
         self.metrics.jobs.labels(part.lane, outcome).inc()

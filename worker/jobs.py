@@ -32,8 +32,8 @@ def queue_name(model: str, priority: Priority) -> str:
 class StagePlan(FrozenModel):
     """How one model of a cascade is sampled; nothing is left to a default."""
 
-    model: str
-    version: str | None
+    model: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    version: str | None = Field(pattern=r"^[1-9][0-9]{0,8}$")
     """``None``: the newest version the worker serves; fixed when a worker first takes the job."""
     respacing: str
     steps: int
@@ -51,7 +51,7 @@ class StagePlan(FrozenModel):
 class SampleJob(FrozenModel):
     """One request: its pictures, and how they are made. Complete: a worker adds no defaults."""
 
-    id: str
+    id: str = Field(pattern=r"^[0-9a-f]{32}$")
     created: float
     """Unix time, s."""
     stages: tuple[StagePlan, ...] = Field(min_length=1)
@@ -68,6 +68,8 @@ class SampleJob(FrozenModel):
     webhook_url: str | None
     part_images: int
     """Pictures per part: the unit in which workers take the request."""
+    owner: str | None = None
+    """Name of the API key that asked."""
 
     @property
     def queue(self) -> str:

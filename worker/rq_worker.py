@@ -103,6 +103,7 @@ class GuidedWorker(DeliveringWorker):
                 self._turn()
         finally:
             self.storing.shutdown()
+            self.calling.shutdown()
             self._reach(self.teardown)
         return True
 
@@ -317,7 +318,7 @@ class GuidedWorker(DeliveringWorker):
             error = JobError(kind="abandoned", message=records.ABANDONED)
             outcome = Outcome(status="failed", at=time.time(), error=error)
             if records.end(self.connection, record.job.id, outcome, self.settings.result_ttl_s):
-                self.storing.submit(send_webhook, record.job, outcome, self.settings.webhook_hosts)
+                self.calling.submit(send_webhook, record.job, outcome, self.settings)
 
     def _sweep(self) -> None:
         """Delete what has outlived its time."""

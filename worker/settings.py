@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
 
 from worker.scheduler import PolicyName
@@ -38,6 +40,29 @@ class CommonSettings(BaseSettings):
     result_ttl_s: int = Field(
         default=86_400, ge=1, description="Seconds for which finished jobs and pictures are kept."
     )
+    webhook_hosts: tuple[str, ...] = Field(
+        default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
+    )
+    webhook_private: bool = Field(
+        default=False, description="Whether those hosts may be at loopback, private or link-local addresses."
+    )
+    webhook_secret: SecretStr | None = Field(
+        default=None, description="Key that signs webhooks (Standard Webhooks): whsec_ and base64 of 24 to 64 bytes."
+    )
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _decodes(cls, secret: SecretStr | None) -> SecretStr | None:
+        if secret is None:
+            return None
+        prefix, _, encoded = secret.get_secret_value().partition("_")
+        try:
+            size = len(base64.b64decode(encoded, validate=True))
+        except ValueError:
+            size = 0
+        if prefix != "whsec" or not 24 <= size <= 64:
+            raise ValueError("expected whsec_ and the base64 of 24 to 64 random bytes")
+        return secret
 
     @property
     def artifacts(self) -> str:
@@ -55,6 +80,11 @@ class CommonSettings(BaseSettings):
     ) -> tuple[PydanticBaseSettingsSource, ...]:
         """Arguments first, then the environment, then the file."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls, config_file())
+
+
+def without_password(url: str) -> str:
+    """A Redis URL as it may be shown."""
+    return re.sub(r"([?&]password=)[^&]*", r"\1***", re.sub(r"(://[^/@]*:)[^/@]*@", r"\1***@", url))
 
 
 def unknown_keys(*classes: type[BaseSettings]) -> list[str]:
@@ -111,9 +141,6 @@ class WorkerSettings(CommonSettings):
         default=None, ge=0, le=65535, description="Port of the worker's Prometheus metrics; 0: any free; default: none."
     )
     metrics_host: str = Field(default="127.0.0.1", description="Address the metrics port listens on.")
-    webhook_hosts: tuple[str, ...] = Field(
-        default=(), description="Hosts webhooks may go to, as a JSON list; default: none."
-    )
 
     @property
     def training_folder(self) -> Path:

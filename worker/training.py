@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import uuid4
 
-from pydantic import JsonValue
+from pydantic import Field, JsonValue
 from redis import Redis
 from redis.client import Pipeline
 from rq.job import JobStatus
@@ -37,7 +37,7 @@ MAX_FIGURES = 20_000
 class TrainJob(FrozenModel):
     """One training run."""
 
-    id: str
+    id: str = Field(pattern=rf"^{PREFIX}[0-9a-f]{{32}}$")
     created: float
     """Unix time, s."""
     what: Kind
@@ -48,6 +48,8 @@ class TrainJob(FrozenModel):
     publish: str | None
     publish_every: int | None
     publish_defaults: SamplingDefaults | None
+    owner: str | None = None
+    """Name of the API key that asked."""
 
     @property
     def steps(self) -> int:

@@ -125,7 +125,7 @@ def expand(pattern: str) -> list[str]:
     """``a-{00..12}.tar`` as the names it stands for; ``::`` separates several patterns.
 
     Raises:
-        ValueError: for a range that runs backwards or is too long.
+        ValueError: for a range that runs backwards, or more than ``MAX_SHARDS`` names.
     """
     names = []
     for part in pattern.split("::"):
@@ -138,6 +138,8 @@ def expand(pattern: str) -> list[str]:
             raise ValueError(f"data: {match[0]}: expected a rising range of at most {MAX_SHARDS} shards")
         for number in range(low, high + 1):
             names += expand(part[: match.start()] + f"{number:0{len(match[1])}d}" + part[match.end() :])
+            if len(names) > MAX_SHARDS:
+                raise ValueError(f"data: {part[:200]}: stands for more than {MAX_SHARDS} shards")
     return names
 
 

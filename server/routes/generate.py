@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Header, Request, Response
-from starlette.concurrency import run_in_threadpool
 
 from server.context import Context, Ctx
-from server.problems import ProblemError, responses
+from server.problems import responses
 from server.schemas import GenerateRequest, JobView
-from server.store import Seen
+from server.security import Who, requires
+from server.submission import ended, see, submit
 from server.views import view
-from worker.records import FINAL, events_key
+from worker.records import FINAL
 
 router = APIRouter(tags=["jobs"])
 
@@ -27,6 +26,7 @@ _LOCATION = {"Location": {"description": "The job.", "schema": {"type": "string"
     summary="Ask for pictures",
     status_code=202,
     response_model=JobView,
+    dependencies=[requires("generate")],
     responses={
         202: {"description": "The job is queued.", "headers": _LOCATION},
         200: {
@@ -42,6 +42,7 @@ async def generate(
     request: Request,
     response: Response,
     context: Ctx,
+    caller: Who,
     prefer: Annotated[
         str | None, Header(description="`wait=N`: answer when the job has ended, at the latest after N seconds.")
     ] = None,
@@ -52,11 +53,8 @@ async def generate(
 ) -> JobView:
     """Queue a job. It answers at once, unless `Prefer: wait=N` asks to wait for the end."""
     wait = _wait(prefer, context)
-    job = context.planner.plan(body)
-    job_id, new = await run_in_threadpool(context.store.submit, job, idempotency_key, await request.body())
-    if new:
-        context.metrics.submitted.labels(job.stages[0].model, job.priority.name).inc()
-    seen = await _ended(context, job_id, wait) if wait is not None else await _see(context, job_id)
+    job_id = await submit(context, caller, body, idempotency_key, await request.body())
+    seen = await ended(context, job_id, wait) if wait is not None else await see(context, job_id)
     if wait is not None:
         response.headers["Preference-Applied"] = f"wait={wait:g}"
         if seen.status in FINAL:
@@ -69,26 +67,3 @@ def _wait(prefer: str | None, context: Context) -> float | None:
     match = re.search(r"(?:^|[,;\s])wait\s*=\s*\"?([0-9]{1,6}(?:\.[0-9]{1,3})?)\"?(?=$|[,;\s])", prefer or "")
     # Preferences that are not understood are to be ignored (RFC 7240).
     return min(float(match[1]), context.settings.max_wait_s) if match else None
-
-
-async def _see(context: Context, job_id: str) -> Seen:
-    seen = await context.store.see(job_id)
-    if seen is None:  # ended, and its time was over before we looked
-        raise ProblemError(404, "the job is no longer there")
-    return seen
-
-
-async def _ended(context: Context, job_id: str, wait: float) -> Seen:
-    """The job, once it has ended or the time is over."""
-    clock = asyncio.get_running_loop().time
-    until, last = clock() + wait, "0"
-    while True:
-        seen = await _see(context, job_id)
-        left = until - clock()
-        if seen.status in FINAL or left <= 0:
-            return seen
-        # Any event wakes us; without one we look again now and then.
-        block = max(1, int(min(left, 2.0) * 1000))
-        news: Any = await context.store.redis.xread({events_key(job_id): last}, block=block, count=1000)
-        if news:
-            last = news[0][1][-1][0].decode()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -9,6 +11,9 @@ from redis.exceptions import RedisError
 
 from server.context import Ctx
 from server.schemas import Health, Readiness
+from server.security import requires
+
+log = logging.getLogger(__name__)
 
 router = APIRouter(tags=["operation"])
 
@@ -32,7 +37,8 @@ async def readyz(context: Ctx) -> Response:
         fleet = await context.store.fleet()
         await context.store.redis.ping()
     except RedisError as error:
-        answer = Readiness(ready=False, redis=False, workers={}, detail=f"Redis cannot be reached: {error}")
+        log.warning("Redis cannot be reached: %s", error)  # the answer is open to all: no addresses in it
+        answer = Readiness(ready=False, redis=False, workers={}, detail="Redis cannot be reached; the log says why")
         return JSONResponse(answer.model_dump(), 503)
     workers = {name: len(fleet.of(name)) for name in context.catalog.served()}
     without = [name for name, count in workers.items() if not count]
@@ -47,6 +53,7 @@ async def readyz(context: Ctx) -> Response:
     operation_id="metrics",
     summary="Prometheus metrics of this process and the queues",
     response_class=PlainTextResponse,
+    dependencies=[requires("admin")],
 )
 async def metrics(context: Ctx) -> Response:
     """Metrics of the workers are at each worker's own port."""

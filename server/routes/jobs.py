@@ -17,6 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from server.context import Context, Ctx, FoundAny, FoundJob
 from server.problems import ProblemError, responses
 from server.schemas import EVENT_DOC, AnyJob, JobList, JobSummary, JobView, Status, TrainView
+from server.security import Who
 from server.store import Seen, SeenTraining
 from server.train_views import train_progress, train_view
 from server.views import progress, summary, view
@@ -44,25 +45,30 @@ _NPZ = "application/x-npz"
 )
 async def list_jobs(
     context: Ctx,
+    caller: Who,
     status: Annotated[Status | None, Query(description="Only jobs of this status.")] = None,
     limit: Annotated[int, Query(ge=1, le=100, description="Jobs per page, at most.")] = 20,
     cursor: Annotated[
         str | None, Query(pattern=r"^[0-9]{1,12}\.[0-9]{1,9}$", description="`next_cursor` of the page before.")
     ] = None,
 ) -> JobList:
-    """A page of jobs. With a filter a page may hold fewer than `limit` jobs and yet not be the last."""
+    """A page of jobs: all, or for a key without the scope `admin` its own.
+
+    With a filter a page may hold fewer than `limit` jobs and yet not be the last.
+    """
+    filtered = status is not None or not caller.may("admin")
     before = float(cursor) if cursor else None
     found: list[Seen | SeenTraining] = []
     for _ in range(MAX_SCANS):
-        entries = await context.store.page(before, SCAN if status else limit + 1)
+        entries = await context.store.page(before, SCAN if filtered else limit + 1)
         jobs = await _see_all(context, [job_id for job_id, _ in entries])
         for seen, (_, created) in zip(jobs, entries, strict=True):
-            if seen and (status is None or seen.status == status):
+            if seen and status in (None, seen.status) and caller.sees(seen.record.job.owner):
                 if len(found) == limit:
                     return JobList(jobs=[_summary(s) for s in found], next_cursor=f"{before:.6f}")
                 found.append(seen)
             before = created
-        if len(entries) < (SCAN if status else limit + 1):
+        if len(entries) < (SCAN if filtered else limit + 1):
             return JobList(jobs=[_summary(s) for s in found], next_cursor=None)
     return JobList(jobs=[_summary(s) for s in found], next_cursor=f"{before:.6f}")
 
@@ -102,7 +108,7 @@ async def cancel_job(job_id: JobId, seen: FoundAny, context: Ctx, later: Backgro
         return await _view(context, await context.store.see_training(job_id) or seen)
     job = seen.record.job
     if outcome := await run_in_threadpool(context.store.cancel, job):
-        later.add_task(send_webhook, job, outcome, context.settings.webhook_hosts)
+        later.add_task(send_webhook, job, outcome, context.settings)
     return await _view(context, await context.store.see(job_id) or seen)
 
 
@@ -193,6 +199,9 @@ async def get_image(
     request: Request,
     format: Annotated[
         Literal["png", "jpeg", "webp"] | None, Query(description="Default: what the job asked for, or png.")
+    ] = None,
+    token: Annotated[
+        str | None, Query(max_length=200, description="In place of a key, in links that `/v1/images/generations` gave.")
     ] = None,
 ) -> Response:
     """One picture, as soon as it is done."""

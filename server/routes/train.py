@@ -13,6 +13,7 @@ from model_core.training.config import KINDS, Kind
 from server.context import Ctx, FoundTraining
 from server.problems import ProblemError, responses
 from server.schemas import Json, TrainFigures, TrainLog, TrainRequest, TrainView
+from server.security import Who, requires
 from server.train_plan import plan
 from server.train_views import train_view
 from worker.training import MAX_FIGURES, MAX_LINES, figures_key, log_key
@@ -28,6 +29,7 @@ JobId = Annotated[str, Path(description="Id of a training job.", max_length=64)]
     summary="Train a model",
     status_code=202,
     response_model=TrainView,
+    dependencies=[requires("train")],
     responses={
         202: {
             "description": "The job is queued.",
@@ -41,13 +43,14 @@ async def train(
     request: Request,
     response: Response,
     context: Ctx,
+    caller: Who,
     idempotency_key: Annotated[
         str | None,
         Header(max_length=200, description="Calls with the same key and body get the job of the first call."),
     ] = None,
 ) -> TrainView:
     """Queue a training job; a training worker takes it, and publishes what it makes."""
-    job = await run_in_threadpool(plan, body, context.settings, time.time())
+    job = await run_in_threadpool(plan, body, context.settings, time.time(), caller.owner)
     job_id = await run_in_threadpool(context.store.submit_training, job, idempotency_key, await request.body())
     record = await context.store.see_training(job_id)
     if record is None:

@@ -58,6 +58,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         place.mkdir(parents=True)
         for index in range(4):
             Image.fromarray(rng.integers(0, 255, (8, 8, 3), dtype=np.uint8)).save(place / f"{index}.png")
+    (folder / "data" / "outside").symlink_to(folder / "models")
+    (folder / "data" / "link-0.tar").touch()
+    (folder / "data" / "link-1.tar").symlink_to("/etc/passwd")
     models = folder / "models"
     publish(models, "tiny", tiny_config())
     stack = Stack(folder / "stack", models, data_roots=f'["{folder}/data", "s3://bucket/sets"]')
@@ -214,6 +217,17 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("config.data.train", "s3://other/x-{0..1}.tar", "config.data.train", "data roots"),
         ("config.data.train", "s3://bucket/sets/../../x.tar", "config.data.train", "data roots"),
         ("config.data.train", "file:///etc/x.tar", "config.data.train", "data roots"),
+        ("config.data.train", "outside", "config.data.train", "data roots"),
+        ("config.data.train", "outside/noise", "config.data.train", "data roots"),
+        ("config.data.train", "link-{0..1}.tar", "config.data.train", "data roots"),
+        ("config.data.train", "x\0.tar", "config.data.train", "data roots"),
+        ("config.data.train", "x-{0..99999}{0..99999}.tar", "config.data.train", "more than 100000"),
+        ("config.data.train", "http://127.0.0.1/x.tar", "config.data.train", "data roots"),
+        ("config.run_dir", "/tmp/x", "config.run_dir", "is not set here"),
+        ("config.publish", {"model": "x", "models_dir": "/tmp"}, "config.publish", "is not set here"),
+        ("config.data.cache", "/tmp/x", "config.data.cache", "set by the server"),
+        ("init", "../tiny", "init", "pattern"),
+        ("publish", "tiny/../../x", "publish", "pattern"),
         ("config.unet.out_channels", 3, "config.out_channels", "needs 6 output channels"),
         ("config.unet.attention_resolutions", [4], "config.unet.attention_resolutions", "allowed: 1"),
         ("config.compute.precision", "int4", "config.compute.precision", "fp32"),
