@@ -57,6 +57,10 @@ def test_a_picture_is_the_same_for_the_same_seed() -> None:
     assert make_picture(seed=3) == make_picture(seed=3) != make_picture(seed=4)
 
 
+def test_pages_of_other_names_cannot_reach_it() -> None:
+    assert httpx.get(f"{API}/models", headers={"Host": "evil.example"}).status_code == 400
+
+
 def test_redis_wants_its_password_and_is_not_published() -> None:
     ping = ("exec", "--no-tty", "--env=REDISCLI_AUTH=wrong", "redis", "valkey-cli", "ping")
     assert "NOAUTH" in compose(*ping)
@@ -140,6 +144,15 @@ def test_promtool_accepts_the_metrics() -> None:
     worker = compose("exec", "--no-tty", "worker", "curl", "-s", "http://127.0.0.1:9100/metrics")
     for text in (httpx.get(f"{API}/metrics").text, worker):
         assert promtool("check", "metrics", stdin=text) == ""
+
+
+def test_with_keys_others_may_come_but_need_one() -> None:
+    made = json.loads(compose("run", "--rm", "--no-TTY", "--no-deps", "api", "keys", "new", "alice", "--json"))
+    keys = json.dumps([made["entry"]])
+    compose("up", "--detach", "--no-build", "--wait", "api", API_ADDRESS="0.0.0.0", GUIDED_API_KEYS=keys)
+    assert httpx.get(f"{API}/models", headers={"Host": "pictures.example"}).status_code == 401
+    assert make_picture(key=made["key"])
+    eventually(lambda: query('up{job="api"} == 1'), 60, "a scrape without a key")
 
 
 def test_stopping_ends_everything_in_order() -> None:

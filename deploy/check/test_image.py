@@ -10,6 +10,10 @@ import pytest
 from .conftest import HARDENED, IMAGE, eventually, inspect, make_picture, run
 
 
+def test_it_does_not_serve_everybody_unless_told_so() -> None:
+    assert "there are no api_keys" in run("podman", "run", "--rm", *HARDENED, IMAGE, expect=2)
+
+
 @pytest.fixture(scope="module")
 def container() -> Iterator[str]:
     """The image's own command: Valkey, the API and workers in one container."""
