@@ -19,7 +19,9 @@ say() { printf '\n== %s (%d s)\n' "$*" "$SECONDS"; }
 
 install_packages() {
     local packages=(aardvark-dns buildah debootstrap iproute2 iptables netavark podman runc)
-    dpkg-query --show --showformat='${db:Status-Status}\n' "${packages[@]}" 2>&1 | grep -qvx installed || return 0
+    local states
+    states=$(dpkg-query --show --showformat='${db:Status-Status}\n' "${packages[@]}" 2>&1 || true)
+    if ! grep --quiet --invert-match --line-regexp installed <<<"$states"; then return; fi
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends "${packages[@]}" >"$work/apt.log"
 }
