@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format docs test browser demo clean
+.PHONY: help install lint format docs test browser containers demo clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -38,6 +38,10 @@ browser: $(STAMP) ## Find a browser for the tests of the page, or install one.
 
 test: lint browser ## Lint, then run all tests.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
+
+containers: $(STAMP) ## Build the image and run the compose file, without Docker (Debian, as root).
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[deploy]'
+	VENV=$(VENV) deploy/check.sh
 
 clean: ## Remove what the targets made.
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache
