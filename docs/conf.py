@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parent.parent
-PAGES_TO_COME = ("playground", "openai", "security", "containers")
 
 project = "guided-sampling-server"
 author = "the guided-sampling-server authors"
@@ -37,15 +31,3 @@ templates_path = ["templates"]
 pygments_style = "friendly"
 pygments_dark_style = "monokai"
 highlight_language = "none"
-
-
-def _leave_out_absent(app: Sphinx, docname: str, source: list[str]) -> None:
-    """Pages of the index that are not written yet are not in its lists."""
-    if docname == root_doc:
-        names = "|".join(name for name in PAGES_TO_COME if not (ROOT / "docs" / f"{name}.md").exists())
-        source[0] = re.sub(rf"^({names})\n", "", source[0], flags=re.M) if names else source[0]
-
-
-def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
-    app.connect("source-read", _leave_out_absent)
