@@ -115,6 +115,7 @@ def test_an_idempotency_key_used_at_once_by_many_makes_one_job(stack: Stack) -> 
         ({"sampler": "dpmpp_2m"}, False),
         ({"guidance_every": 3}, False),
         ({"guidance_every": 1}, True),
+        ({"guidance_interval": [0, 999]}, True),
         ({"priority": "high"}, True),
         ({"model": "tiny@1"}, True),
         ({"respacing": "6", "steps": None}, True),
