@@ -33,10 +33,12 @@ OPTIONS: dict[str, SampleSpec] = {
     "guidance_interval [400, 999]": replace(BASE, guidance_interval=(400, 999)),
     "ddim, 10 steps": replace(BASE, respacing="ddim10"),
     "ddim, 15 steps": replace(BASE, respacing="stride15"),
-    "dpmpp_2m, 10 steps": replace(BASE, respacing="ddim10", sampler=Sampler.DPMPP_2M),
-    "dpmpp_2m, 15 steps": replace(BASE, respacing="stride15", sampler=Sampler.DPMPP_2M),
+    "ddim, quad10": replace(BASE, respacing="quad10"),
+    "ddim, quad15": replace(BASE, respacing="quad15"),
+    "dpmpp_2m, 10 steps": replace(BASE, respacing="quad10", sampler=Sampler.DPMPP_2M),
+    "dpmpp_2m, 15 steps": replace(BASE, respacing="quad15", sampler=Sampler.DPMPP_2M),
     "dpmpp_2m, 15 steps, guidance_every 2": replace(
-        BASE, respacing="stride15", sampler=Sampler.DPMPP_2M, guidance_every=2
+        BASE, respacing="quad15", sampler=Sampler.DPMPP_2M, guidance_every=2
     ),
 }
 

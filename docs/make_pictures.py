@@ -86,7 +86,7 @@ class Studio:
             for sampler, respacing in (
                 (Sampler.DDPM, str(count)),
                 (Sampler.DDIM, f"stride{count}"),
-                (Sampler.DPMPP_2M, f"stride{count}"),
+                (Sampler.DPMPP_2M, f"quad{count}"),
             ):
                 specs += [replace(x, sampler=sampler, respacing=respacing) for x in row]
             rows.append((f"{count} steps", specs))

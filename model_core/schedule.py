@@ -43,8 +43,9 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
         diffusion_steps: steps of the original process.
         respacing: ``""`` for all steps; a count ``"250"``; counts for equal sections of the process,
             least noisy first, ``"90,60,60,20,20"``; ``"ddimN"``, the fixed stride of the DDIM
-            paper (N must be reachable with a whole stride); or ``"strideN"``, the same for any N,
-            the stride not whole.
+            paper (N must be reachable with a whole stride); ``"strideN"``, the same for any N, the
+            stride not whole; or ``"quadN"``, its quadratic spacing (Song et al. 2020, appendix D.2):
+            few steps where there is only noise, many where the details come.
 
     Raises:
         ValueError: if the text is malformed or asks for more steps than there are.
@@ -54,15 +55,17 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
         return tuple(range(diffusion_steps))
     if match := re.fullmatch(r"ddim([0-9]{1,9})", text):
         return _ddim_timesteps(diffusion_steps, int(match[1]))
-    if match := re.fullmatch(r"stride([0-9]{1,9})", text):
-        count = int(match[1])
+    if match := re.fullmatch(r"(stride|quad)([0-9]{1,9})", text):
+        count = int(match[2])
         if not 1 <= count <= diffusion_steps:
             raise ValueError(f"respacing: {text!r} asks for {count} of {diffusion_steps} steps")
+        if match[1] == "quad":
+            return _quadratic_timesteps(diffusion_steps, count)
         return tuple(i * diffusion_steps // count for i in range(count))
     if not re.fullmatch(r"[0-9]{1,9}(,[0-9]{1,9})*", text):
         raise ValueError(
             f"respacing: {respacing[:40]!r} is not a count ('250'), counts by section ('90,60,60,20,20'), "
-            "'ddimN' or 'strideN'"
+            "'ddimN', 'strideN' or 'quadN'"
         )
     counts = [int(part) for part in text.split(",")]
     if not any(counts):
@@ -85,9 +88,10 @@ def respaced_timesteps(diffusion_steps: int, respacing: str) -> tuple[int, ...]:
 def respacing_for(diffusion_steps: int, steps: int, sampler: str) -> str:
     """The respacing that a plain number of steps stands for.
 
-    For DDPM it is the published count, from the first timestep to the last. For the others it is the DDIM
-    paper's stride, whole if ``steps`` allows: a plain count would begin at the last timestep, where a
-    cosine schedule leaves no signal and guided DDIM diverges.
+    For DDPM it is the published count, from the first timestep to the last. For DDIM it is its paper's
+    stride, whole if ``steps`` allows: a plain count would begin at the last timestep, where a cosine
+    schedule leaves no signal and guided DDIM diverges. DPM-Solver++, made for few steps, has them
+    spaced quadratically.
 
     Raises:
         ValueError: if there are not that many steps.
@@ -96,6 +100,8 @@ def respacing_for(diffusion_steps: int, steps: int, sampler: str) -> str:
         raise ValueError(f"steps: {steps} is not between 1 and {diffusion_steps}")
     if sampler == "ddpm":
         return str(steps)
+    if sampler == "dpmpp_2m":
+        return f"quad{steps}"
     return f"ddim{steps}" if steps in _whole_strides(diffusion_steps) else f"stride{steps}"
 
 
@@ -114,6 +120,16 @@ def _ddim_timesteps(diffusion_steps: int, count: int) -> tuple[int, ...]:
             f"(near: {', '.join(f'ddim{n}' for n in near)})"
         )
     return tuple(range(0, diffusion_steps, reachable[count]))
+
+
+def _quadratic_timesteps(diffusion_steps: int, count: int) -> tuple[int, ...]:
+    """From 0 to where 25 strided steps begin, each a whole step beyond the one before."""
+    top = diffusion_steps * 24 // 25
+    kept: list[int] = []
+    for i in range(count):
+        wanted = round(top * (i / (count - 1)) ** 2) if count > 1 else top
+        kept.append(max(wanted, kept[-1] + 1 if kept else 0))
+    return tuple(kept)
 
 
 @dataclass(frozen=True)

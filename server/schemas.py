@@ -19,7 +19,7 @@ ModelReference = Annotated[
 ]
 ModelName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", strict=True)]
 Respacing = Annotated[
-    str, StringConstraints(pattern=r"^((ddim|stride)?[0-9]{1,9}|[0-9]{1,9}(,[0-9]{1,9}){1,20})$", strict=True)
+    str, StringConstraints(pattern=r"^((ddim|stride|quad)?[0-9]{1,9}|[0-9]{1,9}(,[0-9]{1,9}){1,20})$", strict=True)
 ]
 ClassName = Annotated[str, StringConstraints(min_length=1, max_length=200, strict=True)]
 ClassIndex = Annotated[int, Field(ge=0, le=1_000_000, strict=True)]
@@ -43,12 +43,13 @@ class SamplingOptions(BaseModel):
         ge=1,
         le=1_000_000,
         description="Denoising steps. For `ddpm` they are spread from the first timestep to the last (respacing by "
-        "count), for the others by stride (`ddimN`, or `strideN` where no whole stride gives N).",
+        "count), for `ddim` by stride (`ddimN`, or `strideN` where no whole stride gives N), for `dpmpp_2m` "
+        "quadratically (`quadN`).",
     )
     respacing: Respacing | None = Field(
         default=None,
         description="Instead of `steps`: a count `250`, counts per equal section, least noisy first "
-        "(`90,60,60,20,20`), `ddimN` or `strideN`.",
+        "(`90,60,60,20,20`), `ddimN`, `strideN`, or `quadN` (few steps where there is only noise).",
         examples=["ddim25"],
     )
     sampler: SamplerName | None = Field(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from model_core.acceleration import Accelerated, Accelerator
 from model_core.bundle import Bundle, BundleError, Store, atomic
@@ -19,6 +21,8 @@ from worker.engine import Engine, measure_width
 from worker.settings import WorkerSettings
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def next_bucket(count: int) -> int:
@@ -82,8 +86,7 @@ class Registry:
         self._loads: dict[str, Future[Loaded]] = {}
         self._current: dict[str, str] = {}
         self._bad: set[str] = set()
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="loader")
-        self._compiler = ThreadPoolExecutor(1, thread_name_prefix="compiler")
+        self._loading, self._compiling = threading.Lock(), threading.Lock()
 
     @property
     def names(self) -> list[str]:
@@ -127,7 +130,7 @@ class Registry:
         key = lane_key(name, version)
         future = self._loads.get(key)
         if future is None or (future.done() and future.exception()):
-            future = self._loads[key] = self._loader.submit(self._load, name, version)
+            future = self._loads[key] = _start(self._loading, self._load, name, version)
         elif future.done():
             future.result().used = time.monotonic()
         return future
@@ -170,12 +173,11 @@ class Registry:
 
     def close(self) -> None:
         """Compile nothing more."""
-        self._compiler.shutdown(wait=False, cancel_futures=True)
         self._accelerator.close()
 
     def tidy(self) -> None:
         """Free versions that are no longer current, once no sample needs them; in the background."""
-        self._loader.submit(self._tidy)
+        _start(self._loading, self._tidy)
 
     def _tidy(self) -> None:
         for loaded in self.loaded:
@@ -204,7 +206,7 @@ class Registry:
         log.info("model %s: loaded in %.1f s, %s, width %d", loaded.key, loaded.seconds, how, width)
         self._on_loaded(loaded)
         if self._settings.compile and not model.compiled and "code" not in model.refused:
-            self._compiler.submit(self._compile, loaded)
+            _start(self._compiling, self._compile, loaded)
         return loaded
 
     def _compile(self, loaded: Loaded) -> None:
@@ -257,6 +259,25 @@ class Registry:
             with atomic(cache) as temporary:
                 temporary.write_text(json.dumps({**_read_json(cache), key: known[key]}, indent=2))
         return known[key]
+
+
+def _start(lock: threading.Lock, function: Callable[..., T], *arguments: object) -> Future[T]:
+    """Run a function in the background, those of one lock one after the other.
+
+    Each gets a thread that ends with it. OpenMP keeps helpers for every thread that has computed, and once
+    there are more of them than processors they no longer spin for work but sleep between any two loops: a
+    small model's step would take four times as long.
+    """
+
+    def run() -> T:
+        with lock:
+            return function(*arguments)
+
+    executor = ThreadPoolExecutor(1, thread_name_prefix=function.__name__)
+    try:
+        return executor.submit(run)
+    finally:
+        executor.shutdown(wait=False)
 
 
 def _read_json(path: Path) -> dict[str, int]:

@@ -79,7 +79,8 @@ def test_configuration_does_not_import_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "sampler", "respacing"), [(30, "ddpm", "30"), (25, "ddim", "ddim25"), (60, "ddim", "stride60")]
+    ("steps", "sampler", "respacing"),
+    [(30, "ddpm", "30"), (25, "ddim", "ddim25"), (60, "ddim", "stride60"), (12, "dpmpp_2m", "quad12")],
 )
 def test_a_number_of_steps_means_a_count_or_a_stride(steps: int, sampler: str, respacing: str) -> None:
     assert respacing_for(1000, steps, sampler) == respacing
@@ -89,6 +90,11 @@ def test_a_number_of_steps_means_a_count_or_a_stride(steps: int, sampler: str, r
 def test_strides_spread_any_number_of_steps_and_begin_low() -> None:
     assert respaced_timesteps(1000, "stride3") == (0, 333, 666)
     assert respaced_timesteps(1000, "stride1000") == tuple(range(1000))
+    assert respaced_timesteps(1000, "quad5") == (0, 60, 240, 540, 960)
+    assert respaced_timesteps(1000, "quad1") == (960,)
+    many = respaced_timesteps(1000, "quad100")
+    assert (many[:4], many[-1], len(set(many))) == ((0, 1, 2, 3), 960, 100)
+    assert respaced_timesteps(1000, "quad1000") == tuple(range(1000))
     with pytest.raises(ValueError, match="respacing: 'stride1001' asks for 1001 of 1000 steps"):
         respaced_timesteps(1000, "stride1001")
     with pytest.raises(ValueError, match="steps: 0 is not between 1 and 1000"):
