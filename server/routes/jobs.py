@@ -129,7 +129,7 @@ async def job_events(
     ] = "0",
 ) -> AsyncIterator[ServerSentEvent]:
     """Server-sent events until the job has ended."""
-    last = last_event_id
+    last, patient = last_event_id, True
     while True:
         ended = (await _again(context, job_id, seen)).status in FINAL
         news: Any = await context.store.redis.xread({events_key(job_id): last}, block=None if ended else 1000)
@@ -139,7 +139,10 @@ async def job_events(
             yield await _event(context, job_id, seen, kind, last, fields[b"data"])
             if kind == "done":
                 return
-        if ended:  # its last event is no longer kept, or never came: RQ saw the end, not a worker
+        if ended and patient:  # the last event is written a moment after the outcome
+            patient = False
+            await asyncio.sleep(0.1)
+        elif ended:  # it is no longer kept, or never came: RQ saw the end, not a worker
             yield await _event(context, job_id, seen, "done", last if last != "0" else "0-1", b"{}")
             return
 
