@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install lint format docs test browser containers demo clean
+.PHONY: help install lint format docs test tools containers demo clean
 
 help: ## Show the targets.
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,10 +33,10 @@ docs: $(STAMP) ## Build the documentation into build/site; a broken link or anch
 demo: $(STAMP) ## Start everything here, make a picture (demo.png), and serve until Ctrl-C; EXIT=1 stops after it.
 	$(BIN)/guided demo $(if $(EXIT),--exit)
 
-browser: $(STAMP) ## Find a browser for the tests of the page, or install one.
-	tests/browser/install.sh $(BIN)
+tools: $(STAMP) ## Find a C++ compiler and a browser for the tests, or install them.
+	tests/install.sh $(BIN)
 
-test: lint browser ## Lint, then run all tests.
+test: lint tools ## Lint, then run all tests.
 	OMP_WAIT_POLICY=PASSIVE $(BIN)/python -m pytest -n 2 --dist worksteal
 
 containers: $(STAMP) ## Build the image and run the compose file, without Docker (Debian, as root).

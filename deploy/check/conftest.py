@@ -53,13 +53,13 @@ def inspect(container: str) -> dict[str, Any]:
     return found
 
 
-def make_picture(key: str = "", **body: Any) -> bytes:
+def make_picture(key: str = "", api: str = API, **body: Any) -> bytes:
     """A picture of the shipped model, over HTTP."""
     authorization = {"Authorization": f"Bearer {key}"} if key else {}
     asked = {"model": "emoji32", "class_label": "heart", "steps": 10, "seed": 7, **body}
-    answer = httpx.post(f"{API}/generate", json=asked, headers={"Prefer": "wait=60", **authorization}, timeout=70)
+    answer = httpx.post(f"{api}/generate", json=asked, headers={"Prefer": "wait=60", **authorization}, timeout=70)
     assert answer.status_code == 200, answer.text
-    picture = httpx.get(API + answer.json()["images"][0]["url"], headers=authorization)
+    picture = httpx.get(api + answer.json()["images"][0]["url"], headers=authorization)
     assert picture.status_code == 200, picture.text
     return picture.content
 

@@ -149,9 +149,12 @@ def test_promtool_accepts_the_metrics() -> None:
 def test_with_keys_others_may_come_but_need_one() -> None:
     made = json.loads(compose("run", "--rm", "--no-TTY", "--no-deps", "api", "keys", "new", "alice", "--json"))
     keys = json.dumps([made["entry"]])
-    compose("up", "--detach", "--no-build", "--wait", "api", API_ADDRESS="0.0.0.0", GUIDED_API_KEYS=keys)
-    assert httpx.get(f"{API}/models", headers={"Host": "pictures.example"}).status_code == 401
-    assert make_picture(key=made["key"])
+    # Not 0.0.0.0, as one would: with that, Debian 12's podman accepts connections and never answers.
+    other = "127.0.0.2"
+    compose("up", "--detach", "--no-build", "--wait", "api", API_ADDRESS=other, GUIDED_API_KEYS=keys)
+    api = f"http://{other}:8000"
+    assert httpx.get(f"{api}/models", headers={"Host": "pictures.example"}).status_code == 401
+    assert make_picture(made["key"], api)
     eventually(lambda: query('up{job="api"} == 1'), 60, "a scrape without a key")
 
 

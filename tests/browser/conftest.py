@@ -27,7 +27,7 @@ def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         found = next(filter(None, map(shutil.which, NAMES)), None)
         if found is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.fail("there is no browser: 'make browser' installs one")
+            pytest.fail("there is no browser: 'make tools' installs one")
         browser = playwright.chromium.launch(executable_path=found)
         yield browser
         browser.close()
