@@ -142,7 +142,7 @@ class Compiler:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
-            start_new_session=True,
+            process_group=0,  # not a session of its own: Linux shares processors between sessions whatever their nice
             preexec_fn=lambda: os.nice(19),
         )
         if self._closed:

@@ -24,6 +24,9 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+IDLE_S, PATIENCE_S = 5.0, 120.0
+"""Compiling begins when nothing has been sampled for so long, or after so long all the same."""
+
 
 def next_bucket(count: int) -> int:
     """Batch size to pad to: powers of two, and halves between them from 4 on."""
@@ -87,6 +90,7 @@ class Registry:
         self._current: dict[str, str] = {}
         self._bad: set[str] = set()
         self._loading, self._compiling = threading.Lock(), threading.Lock()
+        self._closed = threading.Event()
 
     @property
     def names(self) -> list[str]:
@@ -173,6 +177,7 @@ class Registry:
 
     def close(self) -> None:
         """Compile nothing more."""
+        self._closed.set()
         self._accelerator.close()
 
     def tidy(self) -> None:
@@ -210,6 +215,7 @@ class Registry:
         return loaded
 
     def _compile(self, loaded: Loaded) -> None:
+        self._wait_until_idle()
         began, model = time.perf_counter(), loaded.model
         try:
             functions = self._accelerator.compile(model)
@@ -222,6 +228,15 @@ class Registry:
             self._engine.exchange(loaded.key, functions, width)
             log.info("model %s: compiled after %.0f s, width %d", loaded.key, loaded.compile_seconds, width)
         self._on_loaded(loaded)
+
+    def _wait_until_idle(self) -> None:
+        """However low its priority, compiling slows down whoever waits for a picture."""
+        began = quiet = time.monotonic()
+        while not self._closed.wait(0.25) and time.monotonic() - began < PATIENCE_S:
+            if any(running + waiting for running, waiting in self._engine.counts().values()):
+                quiet = time.monotonic()
+            elif time.monotonic() - quiet > IDLE_S:
+                return
 
     @staticmethod
     def _beside(denoiser: Denoiser, functions: Functions) -> Denoiser:

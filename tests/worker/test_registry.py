@@ -74,7 +74,8 @@ def test_under_a_memory_limit_unused_models_make_room(tmp_path: Path, engine: En
 
 
 @pytest.mark.slow
-def test_compiled_functions_take_over_while_samples_run(tmp_path: Path) -> None:
+def test_compiled_functions_take_over_while_samples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("worker.registry.PATIENCE_S", 0.0)  # samples run all the time
     smallest = UNetConfig(
         image_size=8, model_channels=32, out_channels=6, num_res_blocks=1, attention_resolutions=(), channel_mult=(1,)
     )
