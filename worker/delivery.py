@@ -111,7 +111,7 @@ class DeliveringWorker(QueueWorker):
             return  # nobody is looking
         index = part.image_of(event.sample.index)
         png = base64.b64encode(preview_png(to_pixels(event.x0[None])[0])).decode()
-        data = {"index": index, "steps_done": event.sample.steps_done, "png": png}
+        data = {"index": index, "steps_done": event.steps_done, "png": png}
         self.outbox.append(lambda: add_event(self.connection, part.job.id, "preview", **data))
 
     def _store(self, part: Part, event: Finished) -> None:

@@ -116,6 +116,7 @@ class Preview:
     """What a sample looks like so far: ``x0`` (C, H, W)."""
 
     sample: Sample
+    steps_done: int
     x0: Tensor
 
 
@@ -287,7 +288,7 @@ class Engine:
         for sample in lane.running:
             every = sample.request.preview_every
             if every and sample.steps_done % every == 0:
-                self._on_event(Preview(sample, lane.preview(sample)))
+                self._on_event(Preview(sample, sample.steps_done, lane.preview(sample)))
 
     def _recover(self, lane: Lane[Sample], error: Exception) -> None:
         count = len(lane.running)

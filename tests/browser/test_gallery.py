@@ -14,7 +14,7 @@ from PIL import Image
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 from tests.browser.steps import choose_class, finished, generate, newest, pixels, shown
-from tests.stack import Stack
+from tests.stack import Stack, eventually
 from worker.records import record_key
 
 
@@ -29,15 +29,17 @@ def opened(page: Page, made: Locator, index: int = 0) -> Locator:
 def test_a_reload_keeps_the_gallery_even_when_the_server_forgot(page: Page, stack: Stack, refusals: set[int]) -> None:
     choose_class(page, "class 2")
     made = finished(generate(page, steps=3, num=2))
-    before = [shown(made.locator(".tile img").nth(i)) for i in range(2)]
+    tiles = made.locator(".tile img")
     (job,) = newest(stack)
+    before = [pixels(stack.image(job["id"], i)) for i in range(2)]
+    eventually(lambda: np.array_equal(before, [shown(tiles.nth(i)) for i in range(2)]), 15, "the pictures")
     stack.redis().delete(record_key(job["id"]))
     assert stack.http.get(f"/jobs/{job['id']}").status_code == 404
     page.reload()
     expect(page.locator(".set")).to_have_count(1)
     expect(page.locator(".set h2")).to_have_text("class 2")
-    after = [shown(page.locator(".tile img").nth(i)) for i in range(2)]
-    assert np.array_equal(before, after)
+    kept = page.locator(".tile img")
+    eventually(lambda: np.array_equal(before, [shown(kept.nth(i)) for i in range(2)]), 15, "their return")
     dialog = opened(page, page.locator(".set"))
     expect(dialog.locator(".recipe")).to_contain_text(str(job["images"][0]["seed"]))
     refusals.add(404)
