@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
+from torch import Tensor
 
 from model_core.bundle import Bundle
 from model_core.compilation import AccelerationError, Compiled, Compiler, Target, compile_here, compiled_folder
@@ -91,7 +92,7 @@ class Accelerator:
         Raises:
             BundleError: if a weights file is damaged or does not fit the configuration.
         """
-        expected = reference(bundle, self.device, self.cache / "answers")
+        expected = self._expected(bundle)
         release_memory()
         denoiser, refused = self._networks(bundle, self.dtype), []
         try:
@@ -129,15 +130,16 @@ class Accelerator:
         """End what is being compiled, and compile nothing more."""
         self._compiler.close()
 
+    def _expected(self, bundle: Bundle) -> dict[str, Tensor]:
+        return reference(bundle, self.device, self.cache / "answers")
+
     def _networks(self, bundle: Bundle, dtype: torch.dtype) -> Denoiser:
         return load(bundle, self.device, dtype, self.cache / "weights")
 
     def _functions(self, model: Accelerated, root: Path) -> Functions:
         functions = Compiled(compiled_folder(root, model.target), model.denoiser)
         try:
-            model.errors = check(
-                model.denoiser, functions, reference(model.bundle, self.device, self.cache / "answers")
-            )
+            model.errors = check(model.denoiser, functions, self._expected(model.bundle))
         except AccelerationError:
             model.refused.append("code")
             raise

@@ -323,10 +323,9 @@ class Store:
         if version not in self.versions(name):
             raise BundleError(f"model {name!r}: no version {version!r}")
         folder = self.root / name
-        temporary = folder / f".{LATEST}-{uuid.uuid4().hex}"
-        temporary.write_text(version + "\n")
-        sync(temporary)
-        temporary.replace(folder / LATEST)
+        with atomic(folder / LATEST) as temporary:
+            temporary.write_text(version + "\n")
+            sync(temporary)
         sync(folder)
 
 

@@ -53,13 +53,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Iter
         max_images=20,
         part_images=4,
     )
-    try:
-        stack.valkey()
-        stack.api()
-        stack.worker()
+    with stack.serving():
         yield stack
-    finally:
-        stack.close()
 
 
 @pytest.fixture

@@ -7,7 +7,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -114,6 +115,17 @@ class Stack:
         process = self._start(name, [sys.executable, "-m", "clients", "worker", "--queues", "training"], environment)
         eventually(lambda: "takes training jobs" in process.log.read_text(), 60, name)
         return process
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Valkey, the API and one worker, until the end of the block."""
+        try:
+            self.valkey()
+            self.api()
+            self.worker()
+            yield
+        finally:
+            self.close()
 
     def redis(self) -> Redis:
         """A connection."""

@@ -23,13 +23,8 @@ def stack(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Iter
     """Valkey, an API that knows one key, one worker."""
     entry = {"name": "ann", "scopes": ["generate"], "hash": hashed(KEY)}
     stack = Stack(tmp_path_factory.mktemp("keyed"), served_models, api_key=KEY, api_keys=json.dumps([entry]))
-    try:
-        stack.valkey()
-        stack.api()
-        stack.worker()
+    with stack.serving():
         yield stack
-    finally:
-        stack.close()
 
 
 def give(page: Page, key: str, keep: bool = False) -> None:

@@ -29,13 +29,8 @@ def emoji(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         folder = stack.folder / "datasets" / "pets" / "train" / name
         folder.mkdir(parents=True)
         Image.new("RGB", (40, 40), "orange").save(folder / "1.png")
-    try:
-        stack.valkey()
-        stack.api()
-        stack.worker()
+    with stack.serving():
         yield stack
-    finally:
-        stack.close()
 
 
 def run(command: list[str], code: str, stack: Stack, folder: Path) -> str:
