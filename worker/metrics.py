@@ -124,8 +124,7 @@ class WorkerMetrics:
         for function, error in model.errors.items():
             self.precision_error.labels(loaded.key, function).set(error)
         for what in ("dtype", "code"):
-            failed = what in model.refused or (what == "code" and loaded.compile_failed)
-            self.refused.labels(loaded.key, what).set(failed)
+            self.refused.labels(loaded.key, what).set(what in model.refused)
         self.peak_memory.set_function(lambda: peak_memory(device))
 
     @property

@@ -49,7 +49,6 @@ class Loaded:
 
     compile_seconds: float | None = None
     """Time until its compiled functions served, if they were not there when it was loaded."""
-    compile_failed: bool = False
 
     @property
     def bundle(self) -> Bundle:
@@ -221,7 +220,7 @@ class Registry:
             functions = self._accelerator.compile(model)
             width = self._settings.width or self._width(model, self._beside(model.denoiser, functions))
         except AccelerationError as error:
-            loaded.compile_failed = True
+            model.refused.append("code")
             log.warning("model %s: stays eager: %s", loaded.key, error)
         else:
             loaded.compile_seconds, loaded.width = time.perf_counter() - began, width
