@@ -3,7 +3,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -67,3 +67,15 @@ def own_stack(tmp_path: Path, served_models: Path) -> Iterator[Stack]:
         yield stack
     finally:
         stack.close()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Show with a failure what the processes of its stack said last."""
+    report = yield
+    if report.failed:
+        for stack in getattr(item, "funcargs", {}).values():
+            if isinstance(stack, Stack):
+                for process in stack.processes:
+                    report.sections.append((process.log.name, process.said()))
+    return report

@@ -54,6 +54,10 @@ class Process:
             self.process.send_signal(signal.SIGTERM)
         return self.process.wait(seconds)
 
+    def said(self, lines: int = 20) -> str:
+        """The end of its output."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
 
 class Stack:
     """A data folder with the processes that share it; nothing runs until it is started."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 from redis import Redis
+from redis.exceptions import RedisError
 from rq.executions import Execution
 from rq.job import Job, JobStatus
 from rq.queue import Queue
@@ -12,6 +16,9 @@ from rq.worker import BaseWorker
 from rq.worker_registration import clean_worker_registry
 
 from worker.settings import WorkerSettings
+
+LISTEN_S = 0.25
+"""Longest time a stopping worker waits for its listening thread to notice."""
 
 
 class QueueWorker(BaseWorker):
@@ -35,6 +42,25 @@ class QueueWorker(BaseWorker):
             log_job_description=False,
         )
         self.settings = settings
+
+    def subscribe(self, **channels: Any) -> None:
+        """Listen to RQ's commands, and to further channels (name -> what to call with a message)."""
+        self.pubsub: Any = self.connection.pubsub()
+        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload}, **channels)
+        self.pubsub_thread: Any = self.pubsub.run_in_thread(
+            sleep_time=LISTEN_S, daemon=True, exception_handler=self._pubsub_failed
+        )
+
+    def unsubscribe(self) -> None:
+        """Listen no more. The listening thread closes its connection itself: a close from here races with it."""
+        if self.pubsub_thread:
+            self.pubsub_thread.stop()
+            self.pubsub_thread.join(timeout=4 * LISTEN_S)
+
+    def _pubsub_failed(self, error: BaseException, pubsub: Any, thread: Any) -> None:
+        if not isinstance(error, RedisError):
+            raise error
+        time.sleep(1.0)  # redis-py reconnects and subscribes again
 
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds after which a silent worker's jobs are given to others."""

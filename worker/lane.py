@@ -114,6 +114,7 @@ class Lane(Generic[S]):
             self._forget_tables()
         guided = len(self._batch.guided)
         began = time.perf_counter()
+        self._last = None  # if the step raises, there is none that fits those who run now
         self._last = self._batch.step_padded(self._bucket) if self._bucket else self._batch.step()
         self._finite = self._batch.x.isfinite().flatten(1).all(dim=1).tolist()  # waits for the device
         return StepReport(self.key, len(self.running), guided, self.width, time.perf_counter() - began)

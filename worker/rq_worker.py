@@ -110,7 +110,7 @@ class GuidedWorker(DeliveringWorker):
     def _register(self) -> None:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         self.register_birth()  # type: ignore[no-untyped-call]
-        self.subscribe()
+        self.subscribe(**self._wake_channels())
         self.set_state(WorkerStatus.IDLE)
         self._report()
         log.info("worker %s: takes jobs of %s", self.name, ", ".join(self.registry.names))
@@ -345,21 +345,8 @@ class GuidedWorker(DeliveringWorker):
 
     # --- Stopping ---------------------------------------------------------------------------------
 
-    def subscribe(self) -> None:
-        """Listen to RQ's commands and to word of new jobs."""
-        self.pubsub: Any = self.connection.pubsub()
-        self.pubsub.subscribe(**{self.pubsub_channel_name: self.handle_payload}, **self._wake_channels())
-        self.pubsub_thread: Any = self.pubsub.run_in_thread(
-            sleep_time=1, daemon=True, exception_handler=self._pubsub_failed
-        )
-
     def _wake_channels(self) -> dict[str, Any]:
         return {records.wake_channel(model): lambda message: self.wake.set() for model in self.registry.names}
-
-    def _pubsub_failed(self, error: BaseException, pubsub: Any, thread: Any) -> None:
-        if not isinstance(error, RedisError):
-            raise error
-        time.sleep(1.0)  # redis-py reconnects and subscribes again
 
     def handle_payload(self, message: Any) -> None:
         """RQ's commands: stop-job and stop-execution cancel the request, shutdown is as SIGTERM."""
@@ -379,7 +366,7 @@ class GuidedWorker(DeliveringWorker):
             self._shutdown_requested_date = now()
         elif (now() - (self._shutdown_requested_date or now())).total_seconds() > 1:
             self._cold = True  # within a second it is the same Ctrl-C, told twice
-        self.wake.set()
+        # No wake.set() here: the main thread may be inside wake.wait(), whose lock is not reentrant.
 
 
 def _queue_names(registry: Registry) -> list[str]:

@@ -94,7 +94,7 @@ class TrainingWorker(QueueWorker):
     def _register(self) -> None:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
         self.register_birth()  # type: ignore[no-untyped-call]
-        self.subscribe()  # type: ignore[no-untyped-call]
+        self.subscribe()
         self.set_state(WorkerStatus.IDLE)
         log.info("worker %s: takes training jobs", self.name)
 

@@ -196,6 +196,27 @@ def test_out_of_memory_halves_the_width_and_loses_nothing() -> None:
         assert same(bench.pictures()[str(i), 0], alone(spec))
 
 
+def test_a_step_that_fails_for_newcomers_loses_nobody() -> None:
+    bench = Bench(width=5)
+
+    def fault(x: Tensor, output: Tensor) -> Tensor:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return output
+
+    sabotage(bench, fault)
+    for i, spec in enumerate(SPECS[:2]):
+        bench.submit(str(i), spec)
+    bench.engine.step()
+    for i, spec in enumerate(SPECS[2:], start=2):
+        bench.submit(str(i), spec, priority=2)  # they keep their slots when the width is halved
+    bench.finish()
+    assert not bench.failures()
+    assert len(bench.pictures()) == len(SPECS)
+    for i, spec in enumerate(SPECS):
+        assert same(bench.pictures()[str(i), 0], alone(spec))
+
+
 def test_out_of_memory_at_width_one_fails_that_request_only() -> None:
     bench = Bench(width=1)
     calls = 0
