@@ -91,7 +91,7 @@ def create_app(settings: ServerSettings) -> FastAPI:
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
-            expose_headers=["Location", "Preference-Applied", "Retry-After", "ETag"],
+            expose_headers=["Location", "Preference-Applied", "Retry-After", "ETag", "RateLimit", "RateLimit-Policy"],
         )
     app.add_middleware(SecurityHeadersMiddleware)
     app.add_middleware(MetricsMiddleware, metrics=metrics)

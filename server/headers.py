@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Mapping
 
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -43,6 +44,19 @@ def policy_for(html: str) -> str:
     return policy(script_src=allowed, style_src="'self' 'unsafe-inline'")
 
 
+def adding(headers: Mapping[str, str], send: Send) -> Send:
+    """A way to send an answer that adds headers to it, unless it has its own."""
+
+    async def complete(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            head = MutableHeaders(scope=message)
+            for name, value in headers.items():
+                head.setdefault(name, value)
+        await send(message)
+
+    return complete
+
+
 class SecurityHeadersMiddleware:
     """Adds them to every answer that does not say otherwise itself."""
 
@@ -53,13 +67,5 @@ class SecurityHeadersMiddleware:
         """Pass the request on, and complete the answer's head."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
-            return
-
-        async def complete(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = MutableHeaders(scope=message)
-                for name, value in SECURITY_HEADERS.items():
-                    headers.setdefault(name, value)
-            await send(message)
-
-        await self._app(scope, receive, complete)
+        else:
+            await self._app(scope, receive, adding(SECURITY_HEADERS, send))

@@ -55,25 +55,33 @@ class Limiter:
             )
         return self._known[key]
 
-    def request(self, key: ApiKey | None, who: str) -> None:
+    def request(self, key: ApiKey | None, who: str) -> dict[str, str]:
         """Count one request.
 
         Args:
             key: of the caller.
             who: name under which it is counted.
 
+        Returns:
+            Headers that tell what is left, of the limit that is nearest.
+
         Raises:
             ProblemError: 429, if it is one too many.
         """
+        nearest, headers = 2.0, {}
         for rate in self.allowance(key).rates:
             try:
-                allowed, after = self._take(rate, ("requests", who), 1)
+                allowed = self._windows.hit(rate, "requests", who)
+                left, after = self._left(rate, "requests", who)
             except RedisError as error:  # nothing can be queued anyway; whoever needs Redis says so
                 log.warning("requests are not counted: %s", error)
-                return
+                return {}
             if not allowed:
                 told = f"{who} may make {rate.amount} requests per {_span(rate)}; try again in {after} s"
-                raise ProblemError(429, told, retry_after=after, headers=_headers(rate, after))
+                raise ProblemError(429, told, retry_after=after, headers=_headers(rate, 0, after))
+            if left / rate.amount < nearest:
+                nearest, headers = left / rate.amount, _headers(rate, left, after)
+        return headers
 
     def work(self, key: ApiKey | None, who: str, images: int, steps: int) -> None:
         """Count pictures and their denoising steps.
@@ -87,33 +95,28 @@ class Limiter:
         items = [(what, RateLimitItemPerDay(quota), cost) for what, quota, cost in wanted if quota]
         self._check(items, who)
         for what, item, cost in items:
-            self._take(item, (what, who), cost)
+            self._windows.hit(item, what, who, cost=cost)
 
     def _check(self, items: Iterable[tuple[str, RateLimitItem, int]], who: str) -> None:
         for what, item, cost in items:
-            stats = self._windows.get_window_stats(item, what, who)
-            if cost > stats.remaining:
-                after = max(1, round(stats.reset_time - time.time()))
-                told = (
-                    f"{who} may have {item.amount} {what} a day, and {stats.remaining} are left; this asks for {cost}"
-                )
+            left, after = self._left(item, what, who)
+            if cost > left:
+                told = f"{who} may have {item.amount} {what} a day, and {left} are left; this asks for {cost}"
                 raise ProblemError(429, told, retry_after=after, code="insufficient_quota")
 
-    def _take(self, item: RateLimitItem, names: tuple[str, str], cost: int) -> tuple[bool, int]:
-        """Whether there was room, and the seconds until there is more."""
-        if self._windows.hit(item, *names, cost=cost):
-            return True, 0
-        stats = self._windows.get_window_stats(item, *names)
-        return False, max(1, round(stats.reset_time - time.time()))
+    def _left(self, item: RateLimitItem, what: str, who: str) -> tuple[int, int]:
+        """How much is left, and the seconds until there is more."""
+        stats = self._windows.get_window_stats(item, what, who)
+        return stats.remaining, max(1, round(stats.reset_time - time.time()))
 
 
 def _span(rate: RateLimitItem) -> str:
     return rate.GRANULARITY.name if rate.multiples == 1 else f"{rate.multiples} {rate.GRANULARITY.name}s"
 
 
-def _headers(rate: RateLimitItem, after: int) -> dict[str, str]:
+def _headers(rate: RateLimitItem, left: int, after: int) -> dict[str, str]:
     """The fields of the IETF's draft on rate limits."""
     return {
         "RateLimit-Policy": f'"default";q={rate.amount};w={rate.get_expiry()}',
-        "RateLimit": f'"default";r=0;t={after}',
+        "RateLimit": f'"default";r={left};t={after}',
     }

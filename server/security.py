@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import keys
+from server.headers import adding
 from server.keys import ApiKey
 from server.problems import ProblemError, respond
 from server.rates import Limiter
@@ -125,14 +126,14 @@ class GuardMiddleware:
             return
         request = Request(scope)
         try:
-            request.state.caller = await self._caller(request)
+            request.state.caller, headers = await self._admit(request)
         except ProblemError as problem:
             await respond(request, problem)(scope, receive, send)
             return
-        await self._app(scope, receive, send)
+        await self._app(scope, receive, adding(headers, send))
 
-    async def _caller(self, request: Request) -> Caller:
-        """Who makes a request.
+    async def _admit(self, request: Request) -> tuple[Caller, dict[str, str]]:
+        """Who makes a request, and headers that tell how many more there may be.
 
         Raises:
             ProblemError: 400 for a name this server is not called by, 401 without a valid key where one is needed,
@@ -145,18 +146,18 @@ class GuardMiddleware:
             )
         nobody = Caller(address_of(request))
         if is_open(request.url.path, self._settings):
-            return nobody
-        caller, refused = nobody, None
+            return nobody, {}
+        caller, refused, headers = nobody, None, {}
         if self._settings.api_keys:
             try:
                 caller = await self._authenticate(request)
             except ProblemError as problem:
                 refused = problem  # counted all the same
         if self._rated:
-            await run_in_threadpool(self._limiter.request, caller.key, caller.who)
+            headers = await run_in_threadpool(self._limiter.request, caller.key, caller.who)
         if refused is not None:
             raise refused
-        return caller
+        return caller, headers
 
     async def _authenticate(self, request: Request) -> Caller:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,7 +29,14 @@ def terminal(arguments: list[object], url: str, **environment: str) -> Iterator[
     given = {"TERM": "xterm-256color", "COLORTERM": "truecolor", "GUIDED_URL": url, **environment}
     inherited = {name: value for name, value in os.environ.items() if name not in ("CI", "NO_COLOR", "TERM_PROGRAM")}
     command = ["-m", "clients", *map(str, arguments)]
-    child = pexpect.spawn(sys.executable, command, env={**inherited, **given}, dimensions=(40, 120), encoding="utf-8")
+    child = pexpect.spawn(
+        sys.executable,
+        command,
+        env={**inherited, **given},
+        dimensions=(40, 120),
+        encoding="utf-8",
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     try:
         yield child
     finally:
