@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from model_core import layers
-from model_core.bundle import Bundle, BundleConfig, Store
+from model_core.bundle import BundleConfig, Store
 from model_core.compilation import Compiled, Target, compile_here
 from model_core.denoiser import Denoiser, Functions, UpdateInputs
 from model_core.flags import classifier_config, diffusion_config, parse_flags, unet_config
@@ -181,7 +181,7 @@ def main(
     for name in configs.split(","):
         config = config_of(name, models_dir)
         began = time.perf_counter()
-        code = compile_here(cache, Target.of(Bundle(Path(name), config), where, half))
+        code = compile_here(cache, Target.of(config, where, half))
         print(f"\n{name}: code ready after {time.perf_counter() - began:.0f} s\n")
         with torch.no_grad():
             baseline, ours = networks(config, where, torch.float32), networks(config, where, half)

@@ -68,7 +68,7 @@ def compile_beside(bundle: Bundle, device: torch.device, dtype: torch.dtype) -> 
         AccelerationError: if they cannot be made, or differ too much from float32.
     """
     denoiser = load(bundle, device, dtype)
-    folder = compile_here(code_beside(bundle), Target.of(bundle, device, dtype))
+    folder = compile_here(code_beside(bundle), Target.of(bundle.config, device, dtype))
     with TemporaryDirectory() as nowhere:
         return check(denoiser, Compiled(folder, denoiser), reference(bundle, device, Path(nowhere)))
 
@@ -105,7 +105,7 @@ class Accelerator:
             )
             denoiser, refused = self._networks(bundle, torch.float32), ["dtype"]
             errors = check(denoiser, denoiser.functions, expected)
-        target = Target.of(bundle, self.device, denoiser.unet.torso_dtype)
+        target = Target.of(bundle.config, self.device, denoiser.unet.torso_dtype)
         model = Accelerated(bundle, denoiser, target, errors, refused=refused)
         for root in (code_beside(bundle), self.cache / CODE):
             if compiled_folder(root, target).is_dir():

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model_core.bundle import Bundle, exclusive
+from model_core.bundle import BundleConfig, exclusive
 from model_core.config import ClassifierConfig, DiffusionConfig, FrozenModel, UNetConfig, UpsamplerConfig
 from model_core.denoiser import Denoiser, Functions, UpdateInputs
 from model_core.hardware import name_hardware
@@ -50,9 +50,8 @@ class Target(FrozenModel):
     """Hash of the code that is traced."""
 
     @classmethod
-    def of(cls, bundle: Bundle, device: torch.device, dtype: torch.dtype) -> Target:
+    def of(cls, config: BundleConfig, device: torch.device, dtype: torch.dtype) -> Target:
         """For a model on a device of this machine."""
-        config = bundle.config
         on_cpu = device.type == "cpu"
         return cls(
             unet=config.unet,

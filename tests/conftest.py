@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -11,8 +10,7 @@ import torch
 from PIL import Image
 
 from model_core.acceleration import CODE
-from model_core.bundle import Store
-from model_core.compilation import Target
+from model_core.compilation import Compiler, Target
 from model_core.hardware import choose_dtype
 from tests.models import publish, tiny_config, upsampler_config
 from tests.stack import Stack
@@ -28,17 +26,28 @@ def served_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def code_for_tiny(tmp_path_factory: pytest.TempPathFactory, served_models: Path) -> Path:
-    """Acceleration folder with compiled code of the small model; of the test processes one compiles it."""
+@pytest.fixture(scope="session", autouse=True)
+def _compiling(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Future[Path] | None]:
+    """Compile the small model beside the first tests, if one needs that; of the test processes one does it."""
+    if not any("code_for_tiny" in getattr(item, "fixturenames", ()) for item in request.session.items):
+        yield None
+        return
     root = tmp_path_factory.getbasetemp()
     folder = (root.parent if "PYTEST_XDIST_WORKER" in os.environ else root) / "acceleration"
     device = torch.device("cpu")
-    bundle = Store(served_models).find("tiny")
-    target = Target.of(bundle, device, choose_dtype("auto", device))
-    command = [sys.executable, "-m", "model_core.compilation", str(folder / CODE)]
-    subprocess.run(command, input=target.model_dump_json(), text=True, check=True, stderr=subprocess.DEVNULL)
-    return folder
+    target = Target.of(tiny_config(), device, choose_dtype("auto", device))
+    compiler, background = Compiler(), ThreadPoolExecutor(1)
+    yield background.submit(compiler.compile, folder / CODE, target)
+    compiler.close()
+    background.shutdown()
+
+
+@pytest.fixture(scope="session")
+def code_for_tiny(_compiling: Future[Path]) -> Path:
+    """Acceleration folder with compiled code of the small model."""
+    return _compiling.result().parents[1]
 
 
 @pytest.fixture(scope="session")

@@ -209,15 +209,16 @@ class Engine:
 
     def counts(self) -> dict[str, tuple[int, int]]:
         """By lane, samples that run and samples that wait (parked ones among them)."""
-        return {key: (len(lane.running), len(lane.samples) - len(lane.running)) for key, lane in self._lanes.items()}
+        lanes = list(self._lanes.items())  # the engine's thread may add one meanwhile
+        return {key: (len(lane.running), len(lane.samples) - len(lane.running)) for key, lane in lanes}
 
     def parked(self) -> int:
         """Samples that had begun and wait for a slot again."""
-        return sum(lane.parked for lane in self._lanes.values())
+        return sum(lane.parked for lane in list(self._lanes.values()))
 
     def widths(self) -> dict[str, int]:
         """By lane, how many samples may run at once."""
-        return {key: lane.width for key, lane in self._lanes.items()}
+        return {key: lane.width for key, lane in list(self._lanes.items())}
 
     def run(self) -> None:
         """Work until :meth:`stop`; :attr:`crashed` tells if it ended some other way."""

@@ -26,6 +26,8 @@ T = TypeVar("T")
 
 IDLE_S, PATIENCE_S = 5.0, 120.0
 """Compiling begins when nothing has been sampled for so long, or after so long all the same."""
+RETRY_S = 300.0
+"""Time after which a new version that could not be loaded is tried again: there may have been no memory for it."""
 
 
 def next_bucket(count: int) -> int:
@@ -87,7 +89,8 @@ class Registry:
         self._accelerator = Accelerator(self.device, self.dtype, settings.acceleration_folder)
         self._loads: dict[str, Future[Loaded]] = {}
         self._current: dict[str, str] = {}
-        self._bad: set[str] = set()
+        self._bad: dict[str, float] = {}
+        """New versions that could not be loaded, and when to try them again."""
         self._loading, self._compiling = threading.Lock(), threading.Lock()
         self._closed = threading.Event()
 
@@ -99,7 +102,7 @@ class Registry:
     @property
     def loaded(self) -> list[Loaded]:
         """Versions that are ready."""
-        return [f.result() for f in self._loads.values() if f.done() and not f.exception()]
+        return [f.result() for f in list(self._loads.values()) if f.done() and not f.exception()]
 
     def serve(self) -> None:
         """Load the newest version of every model to be served, and wait for them.
@@ -146,14 +149,15 @@ class Registry:
             except BundleError:
                 continue  # the folder is away: go on with what is loaded
             key = lane_key(name, latest)
-            if latest == version or key in self._bad:
+            if latest == version or time.monotonic() < self._bad.get(key, 0.0):
                 continue
-            future = self.get(name, latest)
+            future = self._loads.get(key) or self.get(name, latest)
             if not future.done():
                 continue
             if error := future.exception():
-                log.error("model %s: not taken up: %s", key, error)
-                self._bad.add(key)
+                log.error("model %s: not taken up, tried again in %d s: %s", key, RETRY_S, error)
+                self._bad[key] = time.monotonic() + RETRY_S
+                del self._loads[key]
                 continue
             before = f" instead of {version}" if version else ""
             log.info("model %s: now serving version %s%s", name, latest, before)
