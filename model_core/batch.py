@@ -153,7 +153,7 @@ class SampleBatch:
         """
         count = len(self)
         padded = self.select([*range(count), *[0] * (bucket(count) - count)])
-        guided = padded.guided
+        guided = self.guided
         guided += guided[:1] * (bucket(len(guided)) - len(guided)) if guided else []
         out = padded._advance(guided)
         gradient = None if out.gradient is None else out.gradient[:count]

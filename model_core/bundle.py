@@ -273,16 +273,11 @@ class Store:
             sync(path)
         sync(staged)
         folder = self.root / check_name(name)
-        while True:
+        with exclusive(folder):  # else ``latest`` could end on the older of two versions published at once
             version = str(int((self.versions(name) or ["0"])[-1]) + 1)
-            try:
-                staged.rename(folder / version)
-                break
-            except OSError:
-                if not (folder / version).exists():
-                    raise  # else another publisher took the number: take the next
-        sync(folder)
-        self.set_latest(name, version)
+            staged.rename(folder / version)
+            sync(folder)
+            self.set_latest(name, version)
         return open_bundle(folder / version)
 
     @contextmanager
@@ -369,6 +364,7 @@ def atomic(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
     try:
         yield temporary
+        sync(temporary)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -224,12 +224,13 @@ class CudaGraphs:
     def __call__(self, *inputs: Tensor) -> Any:
         """Copy the inputs in, replay, copy the outputs out."""
         size = len(inputs[0])
-        if size not in self._recorded:
-            self._recorded[size] = self._record(inputs)
-        graph, static, outputs = self._recorded[size]
-        for to, part in zip(static, inputs, strict=True):
-            to.copy_(part)
-        graph.replay()
+        with torch.cuda.device(inputs[0].device):
+            if size not in self._recorded:
+                self._recorded[size] = self._record(inputs)
+            graph, static, outputs = self._recorded[size]
+            for to, part in zip(static, inputs, strict=True):
+                to.copy_(part)
+            graph.replay()
         return outputs.clone() if isinstance(outputs, Tensor) else tuple(part.clone() for part in outputs)
 
     def _record(self, inputs: tuple[Tensor, ...]) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], Any]:
@@ -241,7 +242,8 @@ class CudaGraphs:
                 self._function(*static)
         torch.cuda.current_stream().wait_stream(stream)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        # Another thread may sample while this one tries the functions out.
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             outputs = self._function(*static)
         return graph, static, outputs
 

@@ -224,7 +224,8 @@ def ddim_step(
         * ((1 - c.alpha_bar_prev) / (1 - c.alpha_bar)).sqrt()
         * (1 - c.alpha_bar / c.alpha_bar_prev).sqrt()
     )
-    mean = c.alpha_bar_prev.sqrt() * x0 + (1 - c.alpha_bar_prev - sigma**2).sqrt() * eps
+    # At eta = 1 the difference may be rounded to just below 0.
+    mean = c.alpha_bar_prev.sqrt() * x0 + (1 - c.alpha_bar_prev - sigma**2).clamp(min=0).sqrt() * eps
     return StepOutput(mean + c.noisy * sigma * noise, x0)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -67,8 +69,10 @@ def reference(bundle: Bundle, device: torch.device, cache: Path) -> dict[str, Te
         cache: folder of earlier answers.
     """
     weights = ",".join(bundle.digest(part) for part in bundle.parts)
-    path = cache / f"{hashlib.sha256(f'{weights} {source_hash()}'.encode()).hexdigest()[:32]}.safetensors"
-    if path.exists():
+    networks = bundle.config.model_dump_json(include={"unet", "classifier", "diffusion"})
+    key = hashlib.sha256(f"{weights} {networks} {source_hash()}".encode()).hexdigest()[:32]
+    path = cache / f"{key}.safetensors"
+    with suppress(SafetensorError, OSError):  # not there, or damaged: computed anew
         return load_file(path)
     denoiser = load(bundle, device, torch.float32)
     found = answers(denoiser, denoiser.functions)

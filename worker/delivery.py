@@ -162,7 +162,9 @@ class DeliveringWorker(QueueWorker):
         key = record_key(part.job.id)
         self.connection.hset(key, f"part{part.part}", 1)
         record = records.read(self.connection, part.job.id)
-        if record and record.parts_done == len(part.job.parts):
+        if record is None:  # Redis has lost it
+            self.connection.delete(key, records.events_key(part.job.id))
+        elif record.parts_done == len(part.job.parts):
             self._end(part, Outcome(status="finished", at=time.time()))
         part.rq_job.ended_at = now()
         part.rq_job._result = None

@@ -314,7 +314,7 @@ class Engine:
             return
         request = sample.request
         if all(s.stage == len(s.stages) for s in request.samples):
-            del self._requests[request.id]
+            self._requests.pop(request.id, None)
         self._on_event(Finished(sample, x.cpu()))
 
     def _fail(self, request: Request, kind: FailureKind, message: str) -> None:

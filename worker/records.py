@@ -148,7 +148,7 @@ class Record:
 def read(connection: Redis, job_id: str) -> Record | None:
     """A request's record, if there is one."""
     fields: Any = connection.hgetall(record_key(job_id))
-    return Record.parse(fields) if fields else None
+    return Record.parse(fields) if b"job" in fields else None
 
 
 def create(pipe: Pipeline, job: SampleJob) -> None:
@@ -166,16 +166,20 @@ def add_event(pipe: Redis | Pipeline, job_id: str, event: str, **data: Any) -> N
 def end(connection: Redis, job_id: str, outcome: Outcome, ttl: int) -> bool:
     """Write how a request ended, unless it has ended already; whether this call ended it."""
     key = record_key(job_id)
-    if not connection.hsetnx(key, "outcome", outcome.model_dump_json()):
-        return False
-    with connection.pipeline() as pipe:
+
+    def write(pipe: Pipeline) -> Any:
+        if not pipe.exists(key) or pipe.hexists(key, "outcome"):
+            return False
+        pipe.multi()
+        pipe.hset(key, "outcome", outcome.model_dump_json())
         add_event(pipe, job_id, "done")
         pipe.zadd(EXPIRY, {job_id: outcome.at + ttl})
         # The sweep deletes all at once; the times to live only catch what it should miss.
         for name in (key, events_key(job_id)):
             pipe.expire(name, ttl + 3600)
-        pipe.execute()
-    return True
+        return True
+
+    return bool(connection.transaction(write, key, value_from_callable=True))  # all of it or nothing
 
 
 def part_states(connection: Redis, job: SampleJob) -> list[JobStatus | None]:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -108,7 +109,7 @@ class Registry:
         """Load the newest version of every model to be served, and wait for them.
 
         Raises:
-            BundleError: if there is none, or one of ``models`` cannot be loaded.
+            ValueError: if there is none, or one of ``models`` cannot be loaded.
         """
         for name in self._settings.models or self.store.names():
             try:
@@ -116,7 +117,7 @@ class Registry:
                 if self._settings.models or self.store.find(name).config.kind == "diffusion":
                     self.get(name, version).result()
                     self._current[name] = version
-            except BundleError as error:
+            except (BundleError, AccelerationError) as error:
                 if self._settings.models:
                     raise
                 log.error("model %s: not served: %s", name, error)
@@ -146,7 +147,7 @@ class Registry:
         for name, version in [*self._current.items(), *((name, None) for name in self._unknown())]:
             try:
                 latest = self.store.latest(name)
-            except BundleError:
+            except (BundleError, OSError):
                 continue  # the folder is away: go on with what is loaded
             key = lane_key(name, latest)
             if latest == version or time.monotonic() < self._bad.get(key, 0.0):
@@ -168,14 +169,15 @@ class Registry:
         if self._settings.models:
             return []
         found = []
-        for name in set(self.store.names()) - set(self._current):
-            try:
-                bundle = self.store.find(name)
-            except BundleError as error:
-                log.debug("model %s: not served: %s", name, error)
-                continue
-            if bundle.config.kind == "diffusion":
-                found.append(name)
+        with suppress(OSError):  # the folder is away
+            for name in set(self.store.names()) - set(self._current):
+                try:
+                    bundle = self.store.find(name)
+                except BundleError as error:
+                    log.debug("model %s: not served: %s", name, error)
+                    continue
+                if bundle.config.kind == "diffusion":
+                    found.append(name)
         return found
 
     def close(self) -> None:

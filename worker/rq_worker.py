@@ -213,6 +213,9 @@ class GuidedWorker(DeliveringWorker):
         if part is None:  # the request has ended, or is gone
             self.drop(job, source, execution)
             return
+        if held := self.parts.get(part.id):  # this worker was thought dead, and still has it
+            held.rq_job, held.queue, held.execution = job, source, execution
+            return
         self.parts[part.id] = part
 
     def _read_part(self, job: Job, source: Queue, execution: Execution) -> Part | None:
@@ -325,7 +328,11 @@ class GuidedWorker(DeliveringWorker):
         due: Any = self.connection.zrangebyscore(records.EXPIRY, 0, time.time(), start=0, num=100)
         for member in due:
             job_id = member.decode()
-            self.artifacts.delete(job_id)
+            try:
+                self.artifacts.delete(job_id)
+            except Exception as error:  # the store is away: tried again next time
+                log.warning("job %s: its pictures could not be deleted: %s", job_id, error)
+                break
             with self.connection.pipeline() as pipe:
                 pipe.delete(record_key(job_id), records.events_key(job_id), log_key(job_id), figures_key(job_id))
                 pipe.zrem(records.INDEX, job_id)

@@ -118,7 +118,7 @@ def create(pipe: Pipeline, job: TrainJob) -> None:
 def read(connection: Redis, job_id: str) -> TrainRecord | None:
     """A training job's record, if there is one."""
     fields: Any = connection.hgetall(records.record_key(job_id))
-    return TrainRecord.parse(fields) if fields else None
+    return TrainRecord.parse(fields) if b"train" in fields else None
 
 
 def train(job_id: str) -> NoReturn:

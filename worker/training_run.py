@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import fcntl
 import json
+import math
 import os
 import signal
 import subprocess
@@ -36,6 +37,7 @@ class TrainingRun:
         self.process: subprocess.Popen[bytes] | None = None
         self._read = {"output.log": 0, "log.jsonl": 0}
         self._kill_at: float | None = None
+        self._began = 0.0
 
     def start(self) -> bool:
         """Start it; ``False`` if another worker's process has not let go of the folder yet."""
@@ -51,13 +53,15 @@ class TrainingRun:
         for name in self._read:  # what an earlier process said was told by an earlier worker
             file = self.folder / name
             self._read[name] = file.stat().st_size if file.exists() else 0
+        self._began = time.time()
+        shutdown = math.ceil(self.settings.train_grace_s) + 5  # we kill what does not stop in time, not torchrun
         with (self.folder / "output.log").open("ab") as output:
             self.process = subprocess.Popen(
                 torchrun_command(self.settings.train_processes, arguments),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment | {"PYTHONUNBUFFERED": "1"},
+                env=environment | {"PYTHONUNBUFFERED": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(shutdown)},
                 start_new_session=True,
                 preexec_fn=_as_child_of(os.getpid()),
             )
@@ -103,7 +107,7 @@ class TrainingRun:
     @property
     def complete(self) -> bool | None:
         """Whether it ended with the run complete; ``None`` if it broke off."""
-        return last_end(self.folder / "log.jsonl")
+        return last_end(self.folder / "log.jsonl", self._began)
 
     def news(self, name: str) -> list[str]:
         """Whole lines since the last call, of ``output.log`` or ``log.jsonl``."""

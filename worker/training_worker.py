@@ -86,6 +86,8 @@ class TrainingWorker(QueueWorker):
                 if not away:
                     log.warning("worker %s: Redis is away (%s); training goes on", self.name, error)
                 away = True
+                # Everyone gets the time to renew the heartbeats before anyone is taken for dead.
+                self._next = {"report": 0.0, "maintenance": time.monotonic() + self.settings.heartbeat_ttl_s}
             time.sleep(TICK_S)
         if registered and not away:
             self.teardown()  # type: ignore[no-untyped-call]
@@ -167,7 +169,7 @@ class TrainingWorker(QueueWorker):
             self._drop()
         elif run.complete:
             self._finish(job)
-        elif run.complete is False:
+        elif run.complete is False or self._stopping:  # killed while it saved, it goes on from the state before
             self._put_back(run)
         else:
             self._fail(job, run.last_words())

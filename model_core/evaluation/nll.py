@@ -52,7 +52,8 @@ def evaluate(
 
     Args:
         bundle: a diffusion model.
-        folder: of pictures; of class folders named like the classes for a class-conditional model.
+        folder: of pictures; of class folders for a class-conditional model, named like its classes, or by their
+            indices where it has no names.
         num: pictures to measure, spread evenly over the folder; default: all.
         batch_size: pictures at once.
         respacing: of the process measured; default: every step.
@@ -66,7 +67,8 @@ def evaluate(
     config = bundle.config
     if isinstance(config.unet, UpsamplerConfig):
         raise ValueError(f"{bundle.name}: an upsampler has no likelihood of pictures alone")
-    files = _files(folder, config.class_names if config.unet.num_classes is not None else None)
+    count = config.unet.num_classes
+    files = _files(folder, None if count is None else config.class_names or tuple(map(str, range(count))))
     if num is not None and num < len(files):
         files = [files[i * len(files) // num] for i in range(num)]
     denoiser = load(bundle, device)

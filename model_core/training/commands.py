@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from types import FrameType
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 LOG = "log.jsonl"
 STOPPED = 3
 """Exit code of a run that a signal stopped; the same command goes on."""
+SHUTDOWN_S = 600
+"""Time torchrun gives the processes of a stopped run to save its state: they may be in the middle of a sample grid."""
 
 
 def train(
@@ -90,7 +93,9 @@ def torchrun_command(processes: int, arguments: list[str]) -> list[str]:
 
 
 def _torchrun(processes: int, arguments: list[str], log: Path, quiet: bool) -> int:
-    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes)), **os.environ}
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    environment = {"OMP_NUM_THREADS": threads, "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(SHUTDOWN_S), **os.environ}
+    began = time.time()
     child = subprocess.Popen(
         torchrun_command(processes, arguments), env=environment, stdout=sys.stderr if quiet else None
     )
@@ -101,14 +106,20 @@ def _torchrun(processes: int, arguments: list[str], log: Path, quiet: bool) -> i
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, forward)
     # torchrun has codes of its own; whether the run is complete, stopped or broken is in its log.
-    code, ended = child.wait(), last_end(log)
+    code, ended = child.wait(), last_end(log, began)
     if ended is None:
         return code or 1
     return 0 if ended else STOPPED
 
 
-def last_end(log: Path) -> bool | None:
-    """Whether a run's last process ended with the run complete; ``None`` if it broke off."""
+def last_end(log: Path, since: float = 0.0) -> bool | None:
+    """Whether a run's last process ended with the run complete; ``None`` if it broke off.
+
+    Args:
+        log: of the run.
+        since: when that process was started, Unix s: what an earlier one said does not count.
+    """
     lines = log.read_text().splitlines() if log.exists() else []
     last = json.loads(lines[-1]) if lines else {}
-    return bool(last["complete"]) if last.get("kind") == "end" else None
+    ended = last.get("kind") == "end" and last["time"] >= since
+    return bool(last["complete"]) if ended else None

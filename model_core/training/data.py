@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -142,6 +143,11 @@ class Batches(Dataset[Batch]):
         return self._order[1]
 
 
+def _ignore_interrupt(number: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the one that trains needs its batches until its state is saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def loader(batches: Batches, first: int, last: int) -> Iterator[Batch]:
     """The batches of steps ``first`` to ``last`` - 1, prepared ahead by the configured processes."""
     workers = batches.config.workers if last > first else 0
@@ -153,6 +159,7 @@ def loader(batches: Batches, first: int, last: int) -> Iterator[Batch]:
             num_workers=workers,
             prefetch_factor=batches.config.prefetch if workers else None,
             multiprocessing_context="forkserver" if workers else None,
+            worker_init_fn=_ignore_interrupt if workers else None,
         )
     )
 

@@ -8,7 +8,7 @@ import { setUpJobs, showJobs } from "./jobs.js";
 import { setUpKeys } from "./keys.js";
 import { className, loadExamples, loadModels, modelOf, paintExample, referenceTo } from "./models.js";
 import { cancel, follow, newSet, submit } from "./runner.js";
-import { dropAllSets, dropSet, isOver, keepSet, onNoRoom, openSets, readSets } from "./sets.js";
+import { dropSet, isOver, keepSet, onNoRoom, openSets, readSets } from "./sets.js";
 import { openViewer } from "./viewer.js";
 
 const SCALES = [0, 1, 2, 4, 8, 12];
@@ -110,17 +110,18 @@ async function stop(view) {
 }
 
 async function remove(view) {
+  await dropSet(view.set);
   gallery.drop(view.set);
-  await dropSet(view.set.id);
   announce(`${view.set.title}: removed`);
   ($("sets").firstElementChild ?? $("generate")).focus();
 }
 
 async function clear() {
   if (!confirm("Remove all pictures from this browser?")) return;
-  for (const { set } of [...gallery.views]) if (isOver(set)) gallery.drop(set);
-  await dropAllSets();
-  for (const { set } of gallery.views) await keepSet(set);
+  for (const { set } of gallery.views.filter((entry) => isOver(entry.set))) {
+    await dropSet(set);
+    gallery.drop(set);
+  }
 }
 
 /** Pictures to begin with: one button per class. */

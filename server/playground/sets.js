@@ -48,8 +48,11 @@ export function onNoRoom(tell) {
   noRoom = tell;
 }
 
-/** Keep a set as it is now. */
+const dropped = new Set();
+
+/** Keep a set as it is now, unless it has been dropped meanwhile. */
 export async function keepSet(set) {
+  if (dropped.has(set.id)) return;
   try {
     await run("readwrite", (store) => store.put(set));
   } catch {
@@ -57,8 +60,11 @@ export async function keepSet(set) {
   }
 }
 
-export const dropSet = (id) => run("readwrite", (store) => store.delete(id));
-export const dropAllSets = () => run("readwrite", (store) => store.clear());
+/** Forget a set for good. */
+export function dropSet({ id }) {
+  dropped.add(id);
+  return run("readwrite", (store) => store.delete(id));
+}
 
 /** An identifier (crypto.randomUUID needs a secure page). */
 export const newId = () => [...crypto.getRandomValues(new Uint32Array(4))].map((n) => n.toString(36)).join("");
