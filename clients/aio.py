@@ -1,13 +1,14 @@
-"""The blocking client.
+"""The asynchronous client.
 
-with Client("http://127.0.0.1:8000") as client:
-    job = client.wait(client.generate(model="emoji32", class_label="heart", guidance_scale=4.0))
-    Path("heart.png").write_bytes(client.image(job))
+async with AsyncClient("http://127.0.0.1:8000") as client:
+    job = await client.wait(await client.generate(model="emoji32", class_label="heart", guidance_scale=4.0))
+    Path("heart.png").write_bytes(await client.image(job))
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator
 from types import TracebackType
 from typing import Any, overload
@@ -33,7 +34,7 @@ from clients.calls import (
     train_call,
     unreachable,
 )
-from clients.errors import ApiError
+from clients.errors import ApiError, Unreachable
 from model_core.training.config import Kind
 from server.schemas import (
     JobList,
@@ -226,7 +227,12 @@ class AsyncClient:
                 follower.failed()
             await asyncio.sleep(follower.pause_s)
         while True:
-            if ended := follower.look(await self.any_job(job_id)):
+            try:
+                answer = await self._send(Call("GET", f"/jobs/{job_id}"), follower.left_s())
+            except (Unreachable, ApiError):
+                follower.check_time()
+                raise
+            if ended := follower.look(ANY_JOB.validate_json(answer.content)):
                 return outcome(ended, check_outcome)
             await asyncio.sleep(POLL_S)
 
@@ -257,10 +263,11 @@ class AsyncClient:
         """Whether jobs would be taken now."""
         return Readiness.model_validate_json((await self._send(Call("GET", "/readyz", accept=(503,)))).content)
 
-    async def _send(self, call: Call) -> httpx.Response:
+    async def _send(self, call: Call, within_s: float = math.inf) -> httpx.Response:
+        timeout = min(self._retry_s, within_s)
         try:
             async for attempt in stamina.retry_context(
-                on=is_transient, attempts=self._retries + 1, timeout=self._retry_s, wait_max=10.0
+                on=is_transient, attempts=self._retries + 1, timeout=timeout, wait_max=10.0
             ):
                 with attempt:
                     response = await self._http.request(

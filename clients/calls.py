@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -157,8 +158,11 @@ class Follower:
 
     def silence_s(self) -> float:
         """Seconds without an event after which to look at the clock."""
-        left = SILENCE_S if self.until is None else self.until - time.monotonic()
-        return max(0.01, min(SILENCE_S, left))
+        return min(SILENCE_S, self.left_s())
+
+    def left_s(self) -> float:
+        """Seconds left."""
+        return math.inf if self.until is None else max(0.01, self.until - time.monotonic())
 
     def take(self, event: Event) -> JobView | TrainView | None:
         """Take in an event; the job, if it has ended.

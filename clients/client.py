@@ -7,6 +7,7 @@ with Client("http://127.0.0.1:8000") as client:
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from types import TracebackType
@@ -33,7 +34,7 @@ from clients.calls import (
     train_call,
     unreachable,
 )
-from clients.errors import ApiError
+from clients.errors import ApiError, Unreachable
 from model_core.training.config import Kind
 from server.schemas import (
     JobList,
@@ -238,7 +239,12 @@ class Client:
                 follower.failed()
             time.sleep(follower.pause_s)
         while True:
-            if ended := follower.look(self.any_job(job_id)):
+            try:
+                answer = self._send(Call("GET", f"/jobs/{job_id}"), follower.left_s())
+            except (Unreachable, ApiError):
+                follower.check_time()
+                raise
+            if ended := follower.look(ANY_JOB.validate_json(answer.content)):
                 return outcome(ended, check_outcome)
             time.sleep(POLL_S)
 
@@ -269,10 +275,11 @@ class Client:
         """Whether jobs would be taken now."""
         return Readiness.model_validate_json(self._send(Call("GET", "/readyz", accept=(503,))).content)
 
-    def _send(self, call: Call) -> httpx.Response:
+    def _send(self, call: Call, within_s: float = math.inf) -> httpx.Response:
+        timeout = min(self._retry_s, within_s)
         try:
             for attempt in stamina.retry_context(
-                on=is_transient, attempts=self._retries + 1, timeout=self._retry_s, wait_max=10.0
+                on=is_transient, attempts=self._retries + 1, timeout=timeout, wait_max=10.0
             ):
                 with attempt:
                     response = self._http.request(

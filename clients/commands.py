@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 
@@ -306,7 +307,7 @@ def _list(found: list[JobSummary | TrainView]) -> None:
     first = (Column("id", min_width=32, **whole), Column("status", min_width=9, **whole))  # type: ignore[arg-type]
     table = Table(*first, "model", "done", "error", box=None)
     for job in found:
-        table.add_row(*_row(job))
+        table.add_row(*map(escape, _row(job)))
     Console().print(table if found else "No jobs.")
 
 
@@ -338,7 +339,7 @@ def _describe(job: JobView | TrainView) -> None:
         )
     for name, value in rows.items():
         if value:
-            table.add_row(name, value)
+            table.add_row(name, escape(value))
     Console().print(table, highlight=False)
 
 

@@ -7,6 +7,7 @@ differs too much is not used.
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -137,11 +138,17 @@ class Accelerator:
         return load(bundle, self.device, dtype, self.cache / "weights")
 
     def _functions(self, model: Accelerated, root: Path) -> Functions:
-        functions = Compiled(compiled_folder(root, model.target), model.denoiser)
+        folder = compiled_folder(root, model.target)
+        try:
+            functions = Compiled(folder, model.denoiser)
+        except AccelerationError:
+            if root == self.cache / CODE:
+                shutil.rmtree(folder, ignore_errors=True)  # damaged: it is compiled anew
+            raise
         try:
             model.errors = check(model.denoiser, functions, self._expected(model.bundle))
-        except AccelerationError:
+        except (AccelerationError, RuntimeError) as error:
             model.refused.append("code")
-            raise
+            raise AccelerationError(str(error)) from error
         model.compiled = True
         return functions

@@ -97,6 +97,8 @@ def compile_here(root: Path, target: Target) -> Path:
             return folder
         from model_core.graphs import compile_graphs
 
+        for stale in root.glob(f"{target.key}.*/"):  # of a process that was killed
+            shutil.rmtree(stale, ignore_errors=True)
         if target.threads:
             torch.set_num_threads(target.threads)
         staged = Path(tempfile.mkdtemp(prefix=f"{target.key}.", dir=root))

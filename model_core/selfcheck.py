@@ -76,9 +76,10 @@ def reference(bundle: Bundle, device: torch.device, cache: Path) -> dict[str, Te
         return load_file(path)
     denoiser = load(bundle, device, torch.float32)
     found = answers(denoiser, denoiser.functions)
-    cache.mkdir(parents=True, exist_ok=True)
-    with atomic(path) as temporary:
-        save_file(found, temporary)
+    with suppress(SafetensorError, OSError):  # no room: computed anew next time
+        cache.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            save_file(found, temporary)
     return found
 
 

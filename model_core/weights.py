@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import os
+import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -21,6 +24,10 @@ from model_core.config import ClassifierConfig, UNetConfig
 from model_core.denoiser import Denoiser
 from model_core.unet import Trunk, UNet, build_unet
 
+log = logging.getLogger(__name__)
+
+UNUSED_S = 30 * 86_400.0
+"""Time after which converted weights that nobody has loaded are deleted."""
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 """Types weights may have on disk."""
 
@@ -156,17 +163,38 @@ def load_mapped(
     check_file(path, expected_shapes(build(config)))
     kind = str(dtype).removeprefix("torch.")
     converted = cache / f"{hashlib.sha256(digest.encode()).hexdigest()[:32]}.{kind}.safetensors"
-    if not converted.exists():
+    try:
+        return _map(config, converted, dtype)
+    except BundleError:  # not there yet, or damaged
         network = load_network(config, path, "cpu", dtype)
+    try:
         cache.mkdir(parents=True, exist_ok=True)
         with atomic(converted) as temporary:
             save_file({name: _as_stored(tensor) for name, tensor in network.state_dict().items()}, temporary)
-        del network
+    except (OSError, SafetensorError) as error:
+        log.warning("%s: weights are not shared between processes: %s", cache, error)
+        return network
+    _forget_unused(cache)
+    del network
+    return _map(config, converted, dtype)
+
+
+def _map(config: UNetConfig | ClassifierConfig, converted: Path, dtype: torch.dtype) -> Trunk:
     network = build(config)
     network.set_torso_dtype(dtype)
     with _opened(converted) as file:
+        with suppress(OSError):
+            os.utime(converted)
         _fill(network, lambda name, empty: _as_used(file.get_tensor(name), empty))
     return network
+
+
+def _forget_unused(cache: Path) -> None:
+    """Delete converted weights that no process has loaded for long; those that are mapped stay until they are not."""
+    for file in cache.glob("*.safetensors"):
+        with suppress(OSError):
+            if time.time() - file.stat().st_mtime > UNUSED_S:
+                file.unlink()
 
 
 def _as_stored(tensor: Tensor) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -10,6 +12,8 @@ from fastapi import FastAPI
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import HTMLResponse
 from fastapi_offline import FastAPIOffline
+from redis.exceptions import RedisError
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from server import problems
@@ -29,12 +33,25 @@ from server.settings import ServerSettings
 from server.store import JobStore
 from worker.artifacts import ArtifactStore
 
+log = logging.getLogger(__name__)
+
 DOCS_FILES = "/docs/static"
 DESCRIPTION = """\
 Classifier-guided diffusion (ADM) as a sampling server: `POST /generate` queues a job, workers sample it
 together with everyone else's, `GET /jobs/{id}` or its events tell how far it is.
 
 Errors are problem documents (RFC 9457) that name the fields at fault."""
+
+
+async def _watch_deadlines(context: Context) -> None:
+    """End what waits past its deadline: a worker does so only with what it has taken."""
+    while True:
+        await asyncio.sleep(1)
+        try:
+            for job, outcome in await run_in_threadpool(context.store.end_overdue):
+                context.tell(job, outcome)
+        except RedisError as error:
+            log.debug("deadlines are not looked at: %s", error)
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -58,7 +75,10 @@ def create_app(settings: ServerSettings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        watching = asyncio.create_task(_watch_deadlines(app.state.context))
         yield
+        watching.cancel()
+        await run_in_threadpool(app.state.context.calling.shutdown)
         await store.close()
 
     limiter, links = Limiter(store.blocking, settings), Links(store.blocking)

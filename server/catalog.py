@@ -40,10 +40,14 @@ class Catalog:
         """The newest version of each model that can be read."""
         if time.monotonic() - self._read_at > FRESH_S:
             found = {}
-            for name in self._store.names():
+            try:
+                names = self._store.names()
+            except OSError:  # the folder is away: what was there is
+                return self._latest
+            for name in names:
                 try:
                     found[name] = _open(self._store.root / name / self._store.latest(name))
-                except BundleError:  # damaged, or just being removed: not advertised
+                except (BundleError, OSError):  # damaged, or just being removed: not advertised
                     continue
             self._latest, self._read_at = found, time.monotonic()
         return self._latest

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -16,7 +17,10 @@ from server.security import Links, Who
 from server.settings import ServerSettings
 from server.store import JobStore, Seen, SeenTraining
 from worker.artifacts import ArtifactStore
+from worker.jobs import SampleJob
+from worker.records import Outcome
 from worker.training import PREFIX
+from worker.webhooks import send_webhook
 
 
 @dataclass(frozen=True)
@@ -31,9 +35,15 @@ class Context:
     metrics: ServerMetrics
     limiter: Limiter
     links: Links
+    calling: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(4, thread_name_prefix="webhook"))
+    """Sends webhooks: threads of its own, so that a slow receiver holds up no request."""
+
+    def tell(self, job: SampleJob, outcome: Outcome) -> None:
+        """Send a job's webhook, if it has one."""
+        self.calling.submit(send_webhook, job, outcome, self.settings)
 
 
-def _context(request: Request) -> Context:
+async def _context(request: Request) -> Context:
     context: Context = request.app.state.context
     return context
 

@@ -134,6 +134,11 @@ def openai_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: answer | {"content": schema} for status, answer in responses(*statuses).items()}
 
 
+def redis_away() -> ProblemError:
+    """Nothing can be looked up or queued for the moment."""
+    return ProblemError(503, "the queue (Redis) cannot be reached", retry_after=2)
+
+
 def install(app: FastAPI) -> None:
     """Let every error of the app be a problem document."""
 
@@ -155,7 +160,7 @@ def install(app: FastAPI) -> None:
 
     async def on_redis(request: Request, error: Exception) -> JSONResponse:
         log.warning("Redis is away: %s", error)
-        return respond(request, ProblemError(503, "the queue (Redis) cannot be reached", retry_after=2))
+        return respond(request, redis_away())
 
     for kind in (RedisConnectionError, RedisTimeoutError):
         app.add_exception_handler(kind, on_redis)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from limits import RateLimitItem, RateLimitItemPerDay, parse_many
@@ -93,16 +92,17 @@ class Limiter:
         may = self.allowance(key)
         wanted = [("pictures", may.images_per_day, images), ("denoising steps", may.steps_per_day, steps)]
         items = [(what, RateLimitItemPerDay(quota), cost) for what, quota, cost in wanted if quota]
-        self._check(items, who)
+        for what, item, cost in items:  # none is counted if another would be too much
+            if cost > self._left(item, what, who)[0]:
+                raise self._used_up(item, what, who, cost)
         for what, item, cost in items:
-            self._windows.hit(item, what, who, cost=cost)
+            if not self._windows.hit(item, what, who, cost=cost):  # another request was quicker
+                raise self._used_up(item, what, who, cost)
 
-    def _check(self, items: Iterable[tuple[str, RateLimitItem, int]], who: str) -> None:
-        for what, item, cost in items:
-            left, after = self._left(item, what, who)
-            if cost > left:
-                told = f"{who} may have {item.amount} {what} a day, and {left} are left; this asks for {cost}"
-                raise ProblemError(429, told, retry_after=after, code="insufficient_quota")
+    def _used_up(self, item: RateLimitItem, what: str, who: str, cost: int) -> ProblemError:
+        left, after = self._left(item, what, who)
+        told = f"{who} may have {item.amount} {what} a day, and {left} are left; this asks for {cost}"
+        return ProblemError(429, told, retry_after=after, code="insufficient_quota")
 
     def _left(self, item: RateLimitItem, what: str, who: str) -> tuple[int, int]:
         """How much is left, and the seconds until there is more."""

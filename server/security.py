@@ -14,18 +14,21 @@ from typing import Annotated, Any
 from fastapi import Depends, Request
 from itsdangerous import BadSignature, TimestampSigner
 from redis import Redis
+from redis.exceptions import RedisError
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from server import keys
 from server.headers import adding
 from server.keys import ApiKey
-from server.problems import ProblemError, respond
+from server.problems import ProblemError, redis_away, respond
 from server.rates import Limiter
 from server.settings import ServerSettings
 
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 """Paths that need no key: health for probes, the page and the description for people."""
+PROBES = frozenset({"/healthz", "/readyz", "/metrics"})
+"""Paths that may be asked for by any name of this machine: containers and Prometheus use their own."""
 OPEN_FOLDERS = ("/playground/", "/docs/static/")
 LINK_S = 3600
 """Seconds for which a link to a picture stands for the key that got it."""
@@ -59,7 +62,7 @@ class Caller:
         return self.may("admin") or owner == self.owner
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller = request.state.caller
     return caller
 
@@ -130,6 +133,9 @@ class GuardMiddleware:
         except ProblemError as problem:
             await respond(request, problem)(scope, receive, send)
             return
+        except RedisError:
+            await respond(request, redis_away())(scope, receive, send)
+            return
         await self._app(scope, receive, adding(headers, send))
 
     async def _admit(self, request: Request) -> tuple[Caller, dict[str, str]]:
@@ -140,12 +146,12 @@ class GuardMiddleware:
                 429 for one request too many.
         """
         host = request.url.hostname or ""
-        if not any(fnmatchcase(host, name) for name in self._hosts):
+        if request.scope["path"] not in PROBES and not any(fnmatchcase(host, name) for name in self._hosts):
             raise ProblemError(
                 400, f"this server is not called {host[:200]!r}; the setting allowed_hosts says how it is"
             )
         nobody = Caller(address_of(request))
-        if is_open(request.url.path, self._settings):
+        if is_open(request.scope["path"], self._settings):
             return nobody, {}
         caller, refused, headers = nobody, None, {}
         if self._settings.api_keys:
@@ -161,7 +167,7 @@ class GuardMiddleware:
 
     async def _authenticate(self, request: Request) -> Caller:
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
-        path, token = request.url.path, request.query_params.get("token")
+        path, token = request.scope["path"], request.query_params.get("token")
         if not kind and token and _PICTURE.fullmatch(path):
             if await run_in_threadpool(self._links.check, path, token):
                 return Caller(address_of(request))

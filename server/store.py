@@ -24,11 +24,13 @@ from server.problems import ProblemError
 from server.schemas import Status
 from worker import records, training
 from worker.jobs import SAMPLE_FUNCTION, Priority, SampleJob, queue_name
-from worker.records import Outcome, Record, WorkerReport
+from worker.records import JobError, Outcome, Record, WorkerReport
 from worker.training import TRAIN_FUNCTION, TRAIN_QUEUE, TrainJob, TrainRecord
 
 RETRIES = 3
 """Times a job whose worker died is given to another."""
+PATIENCE_S = 3.0
+"""Time after a deadline in which the worker that runs a job may end it itself."""
 SOCKET_S = 5.0
 IDEMPOTENCY = "guided:idempotency:"
 FLEET_S = 1.0
@@ -238,7 +240,25 @@ class JobStore:
 
     def cancel(self, job: SampleJob) -> Outcome | None:
         """End a request, wherever it is; ``None`` if it had ended already."""
-        outcome = Outcome(status="cancelled", at=time.time())
+        return self._end(job, Outcome(status="cancelled", at=time.time()))
+
+    def end_overdue(self) -> list[tuple[SampleJob, Outcome]]:
+        """End the requests whose deadline has passed while they waited; those that were ended.
+
+        Workers end what they hold themselves, so there is a little patience with them.
+        """
+        due: Any = self.blocking.zrangebyscore(records.DEADLINES, 0, time.time() - PATIENCE_S, start=0, num=100)
+        ended = []
+        for member in due:
+            record = records.read(self.blocking, member.decode())
+            error = JobError(kind="deadline", message="the deadline passed before the job was done")
+            outcome = Outcome(status="failed", at=time.time(), error=error)
+            if record and self._end(record.job, outcome):
+                ended.append((record.job, outcome))
+            self.blocking.zrem(records.DEADLINES, member)
+        return ended
+
+    def _end(self, job: SampleJob, outcome: Outcome) -> Outcome | None:
         if not records.end(self.blocking, job.id, outcome, self._result_ttl):
             return None
         for part in range(len(job.parts)):

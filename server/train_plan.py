@@ -110,9 +110,10 @@ def _resolve(where: str, roots: tuple[str, ...], field: str) -> str:
     for root in (Path(root).resolve() for root in roots if "://" not in root):
         path, shards = root / where, ".tar" in where
         names = expand(str(path)) if shards else [str(path)]
-        if not all(Path(name).resolve().is_relative_to(root) for name in names):  # links lead out, too
-            continue
-        if not shards and root.is_dir() and not path.is_dir():
-            continue
-        return str(path)
+        try:
+            inside = all(Path(name).resolve().is_relative_to(root) for name in names)  # links lead out, too
+            if inside and (shards or path.is_dir() or not root.is_dir()):
+                return str(path)
+        except (OSError, ValueError):  # no name for a file
+            raise refused from None
     raise invalid([(field, f"there is no folder {where[:200]!r} below the data roots: {', '.join(roots)}")])

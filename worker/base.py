@@ -74,6 +74,8 @@ class QueueWorker(BaseWorker):
             clean_registries(source, self._exc_handlers)
             clean_worker_registry(source)
             source.intermediate_queue.cleanup(self, source)
+            cancelled = CanceledJobRegistry(source.name, self.connection, serializer=self.serializer)
+            self.connection.zremrangebyscore(cancelled.key, 0, time.time() - self.settings.result_ttl_s)  # RQ keeps all
             source.release_maintenance_lock()
 
     def drop(self, job: Job, source: Queue, execution: Execution) -> None:

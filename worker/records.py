@@ -26,6 +26,8 @@ INDEX = "guided:jobs"
 """Sorted set of all requests by creation time."""
 EXPIRY = "guided:expiry"
 """Sorted set of ended requests by the time their pictures are deleted."""
+DEADLINES = "guided:deadlines"
+"""Sorted set of requests that have not ended by their deadline, for those that have one."""
 MAX_EVENTS = 1000
 """Events kept per request, about."""
 ABANDONED = "the worker died while running this job, and so did the workers that retried it"
@@ -155,6 +157,8 @@ def create(pipe: Pipeline, job: SampleJob) -> None:
     """Write a new request's record and its first event."""
     pipe.hset(record_key(job.id), "job", job.model_dump_json())
     pipe.zadd(INDEX, {job.id: job.created})
+    if job.deadline is not None:
+        pipe.zadd(DEADLINES, {job.id: job.deadline})
     add_event(pipe, job.id, "status")
 
 
@@ -173,6 +177,7 @@ def end(connection: Redis, job_id: str, outcome: Outcome, ttl: int) -> bool:
         pipe.multi()
         pipe.hset(key, "outcome", outcome.model_dump_json())
         add_event(pipe, job_id, "done")
+        pipe.zrem(DEADLINES, job_id)
         pipe.zadd(EXPIRY, {job_id: outcome.at + ttl})
         # The sweep deletes all at once; the times to live only catch what it should miss.
         for name in (key, events_key(job_id)):

@@ -109,6 +109,7 @@ class GuidedWorker(DeliveringWorker):
 
     def _register(self) -> None:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
+        self.connection.delete(self.key)  # of a try that was cut off in the middle
         self.register_birth()  # type: ignore[no-untyped-call]
         self.subscribe(**self._wake_channels())
         self.set_state(WorkerStatus.IDLE)
@@ -204,11 +205,7 @@ class GuidedWorker(DeliveringWorker):
             self.prepare_job_execution(job, remove_from_intermediate_queue=True)
             part = self._read_part(job, source, execution)
         except (DeserializationError, ValueError, TypeError, KeyError) as error:
-            log.error("job %s: refused: %s", rq_id, error)
-            source.intermediate_queue.remove(rq_id)
-            job.retries_left = 0
-            job.ended_at = now()
-            self.handle_job_failure(job, source, exc_string=f"refused: {error}", execution=execution)
+            self._refuse(job, source, execution, f"refused: {error}")
             return
         if part is None:  # the request has ended, or is gone
             self.drop(job, source, execution)
@@ -217,6 +214,21 @@ class GuidedWorker(DeliveringWorker):
             held.rq_job, held.queue, held.execution = job, source, execution
             return
         self.parts[part.id] = part
+
+    def _refuse(self, job: Job, source: Queue, execution: Execution, reason: str) -> None:
+        """Fail an RQ job that cannot be run, and the request it is a part of, if it is one."""
+        log.error("job %s: %s", job.id, reason)
+        source.intermediate_queue.remove(job.id)
+        job.retries_left = 0
+        job.ended_at = now()
+        self.handle_job_failure(job, source, exc_string=reason, execution=execution)
+        self._fail_request(job.id.partition("-")[0], JobError(kind="error", message=reason))
+
+    def _fail_request(self, job_id: str, error: JobError) -> None:
+        outcome = Outcome(status="failed", at=time.time(), error=error)
+        record = records.read(self.connection, job_id)
+        if record and records.end(self.connection, job_id, outcome, self.settings.result_ttl_s):
+            self.calling.submit(send_webhook, record.job, outcome, self.settings)
 
     def _read_part(self, job: Job, source: Queue, execution: Execution) -> Part | None:
         if job.func_name not in self.allowed:
@@ -316,12 +328,7 @@ class GuidedWorker(DeliveringWorker):
             log.warning("job %s: its worker died; put back (%d retries left)", job.id, job.retries_left - 1)
             self.metrics.retries.labels(model).inc()
             return
-        record = records.read(self.connection, str(job.args[0]))
-        if record:
-            error = JobError(kind="abandoned", message=records.ABANDONED)
-            outcome = Outcome(status="failed", at=time.time(), error=error)
-            if records.end(self.connection, record.job.id, outcome, self.settings.result_ttl_s):
-                self.calling.submit(send_webhook, record.job, outcome, self.settings)
+        self._fail_request(str(job.args[0]), JobError(kind="abandoned", message=records.ABANDONED))
 
     def _sweep(self) -> None:
         """Delete what has outlived its time."""
@@ -332,7 +339,7 @@ class GuidedWorker(DeliveringWorker):
                 self.artifacts.delete(job_id)
             except Exception as error:  # the store is away: tried again next time
                 log.warning("job %s: its pictures could not be deleted: %s", job_id, error)
-                break
+                continue
             with self.connection.pipeline() as pipe:
                 pipe.delete(record_key(job_id), records.events_key(job_id), log_key(job_id), figures_key(job_id))
                 pipe.zrem(records.INDEX, job_id)

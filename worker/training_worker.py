@@ -95,6 +95,7 @@ class TrainingWorker(QueueWorker):
 
     def _register(self) -> None:
         logging.getLogger("rq.worker").setLevel(logging.WARNING)
+        self.connection.delete(self.key)  # of a try that was cut off in the middle
         self.register_birth()  # type: ignore[no-untyped-call]
         self.subscribe()
         self.set_state(WorkerStatus.IDLE)
@@ -139,6 +140,9 @@ class TrainingWorker(QueueWorker):
             job.retries_left = 0
             job.ended_at = now()
             self.handle_job_failure(job, self.source, exc_string=f"refused: {error}", execution=execution)
+            refused = JobError(kind="error", message=f"refused: {error}")
+            outcome = Outcome(status="failed", at=time.time(), error=refused)
+            records.end(self.connection, rq_id, outcome, self.settings.result_ttl_s)
             return
         self._rq_job, self._execution = job, execution
         if record is None or record.outcome is not None:

@@ -36,18 +36,19 @@ def refusal(url: str, settings: CommonSettings) -> str | None:
     allowed = ", ".join(settings.webhook_hosts) or "none"
     try:
         parsed = httpx.URL(url)
-    except httpx.InvalidURL:
+        host = parsed.host
+    except (httpx.InvalidURL, UnicodeError):
         return "is not a URL"
-    if parsed.host not in settings.webhook_hosts:
+    if host not in settings.webhook_hosts:
         return f"its host must be one of those allowed here ({allowed})"
     if parsed.userinfo:
         return "must not hold a user name or password"
     try:
-        literal = ip_address(parsed.host)
+        literal = ip_address(host)
     except ValueError:
         return None  # a name: looked at when it is resolved
     if not settings.webhook_private and not is_public(literal):
-        return f"{parsed.host} is not a public address, and webhook_private is off"
+        return f"{host} is not a public address, and webhook_private is off"
     return None
 
 

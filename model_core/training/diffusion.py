@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -55,6 +57,11 @@ class DiffusionTask:
         terms = {"mse": found.mse, "vb": found.vb}
         return found.loss, {name: term.detach() for name, term in terms.items() if term is not None}
 
+    def _share(self) -> int:
+        """Pictures a pass of a training step holds: what there is memory for."""
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        return max(1, self.config.batch_size // processes // self.config.compute.microbatches)
+
     def evaluate(self, model: nn.Module) -> Judgement:
         """A grid of samples, always from the same noise: a row per class, or of enlarged pictures."""
         unet, sample = self.config.unet, self.config.sample
@@ -72,8 +79,13 @@ class DiffusionTask:
         x = torch.randn((len(y), unet.in_channels, unet.image_size, unet.image_size), generator=generator).to(device)
         if self.config.compute.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
-        with autocast(self.config):
-            samples = self.process.preview(self._network(model, y, low_res), x, sample.steps)
+        parts, size = [], self._share()
+        for at in range(0, len(y), size):
+            part = slice(at, at + size)
+            given = None if low_res is None else low_res[part]
+            with autocast(self.config):
+                parts.append(self.process.preview(self._network(model, y[part], given), x[part], sample.steps))
+        samples = torch.cat(parts)
         if low_res is not None:
             samples = torch.cat([F.interpolate(low_res, unet.image_size, mode="bilinear"), samples])
         return Judgement(picture=grid(to_pixels(samples), columns, gap=2, zoom=2, background="#d0d0d0"))

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, BackgroundTasks, Header, Path, Query, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
@@ -24,7 +24,6 @@ from server.views import progress, summary, view
 from worker.artifacts import convert, decode
 from worker.records import FINAL, events_key
 from worker.training import PREFIX
-from worker.webhooks import send_webhook
 
 router = APIRouter(tags=["jobs"])
 
@@ -101,14 +100,14 @@ async def get_job(job_id: JobId, seen: FoundAny, context: Ctx) -> AnyJob:
 
 
 @router.delete("/jobs/{job_id}", operation_id="cancelJob", summary="Cancel", responses=responses(404, 422, 503))
-async def cancel_job(job_id: JobId, seen: FoundAny, context: Ctx, later: BackgroundTasks) -> AnyJob:
+async def cancel_job(job_id: JobId, seen: FoundAny, context: Ctx) -> AnyJob:
     """Cancel a queued or running job, which stops at the next step. A job that has ended stays as it is."""
     if isinstance(seen, SeenTraining):
         await run_in_threadpool(context.store.cancel_training, job_id)
         return await _view(context, await context.store.see_training(job_id) or seen)
     job = seen.record.job
     if outcome := await run_in_threadpool(context.store.cancel, job):
-        later.add_task(send_webhook, job, outcome, context.settings)
+        context.tell(job, outcome)
     return await _view(context, await context.store.see(job_id) or seen)
 
 

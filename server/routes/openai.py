@@ -27,7 +27,7 @@ from worker.artifacts import convert
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 
-DEADLINE_S = 600.0
+DEADLINE_S = 590.0
 """Seconds for which a call waits if it names no deadline, as OpenAI's clients do."""
 _NAMES = {"class_label": "prompt", "num_images": "n"}
 """Fields of ``POST /generate`` by their names here."""

@@ -50,7 +50,7 @@ async def train(
     ] = None,
 ) -> TrainView:
     """Queue a training job; a training worker takes it, and publishes what it makes."""
-    job = await run_in_threadpool(plan, body, context.settings, time.time(), caller.owner)
+    job = await run_in_threadpool(plan, body, context.settings, round(time.time(), 6), caller.owner)
     job_id = await run_in_threadpool(context.store.submit_training, job, idempotency_key, await request.body())
     record = await context.store.see_training(job_id)
     if record is None:

@@ -37,7 +37,7 @@ def test_from_request_to_picture(client: Client) -> None:
     assert job.status == "finished"
     assert {type(state) for state in states} == {JobView, Progress}
     assert Image.open(io.BytesIO(client.image(job, 1))).size == (16, 16)
-    assert [lane.width for lane in client.workers().workers[0].lanes] == [4]
+    assert {lane.model: lane.width for lane in client.workers().workers[0].lanes}["tiny"] == 4
     assert Image.open(io.BytesIO(client.image(job.id, format="webp"))).format == "WEBP"
     with np.load(io.BytesIO(client.samples(job))) as file:
         assert file["arr_1"].tolist() == [2, 2]
@@ -217,6 +217,15 @@ def test_waiting_ends_in_time_where_nothing_happens(own_stack: Stack) -> None:
         with pytest.raises(TimeoutError):
             asyncio.run(_wait_async(own_stack.url, job.id, timeout=1.5))
         assert time.monotonic() - before < 8
+
+
+def test_waiting_ends_in_time_where_nobody_answers() -> None:
+    url, began = f"http://127.0.0.1:{free_port()}", time.monotonic()
+    with Client(url) as client, pytest.raises(TimeoutError):
+        client.wait("0" * 32, timeout=1)
+    with pytest.raises(TimeoutError):
+        asyncio.run(_wait_async(url, "0" * 32, timeout=1))
+    assert time.monotonic() - began < 15
 
 
 async def _wait_async(url: str, job_id: str, timeout: float = 10) -> str:

@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 import typer
 from PIL import Image
 
 from clients.cli import app
-from server.schemas import GenerateRequest
+from clients.commands import _list
+from server.schemas import GenerateRequest, JobFailure, JobView
 from server.up import free_port
 from tests.stack import Stack, eventually
 
@@ -102,6 +104,12 @@ def test_jobs_cancel_and_models(stack: Stack) -> None:
     assert "cancelled" in table
     assert [m["name"] for m in json.loads(guided("models", "served", "--json", url=stack.url))] == ["tiny", "up"]
     assert "upsampler" in guided("models", "served", url=stack.url)
+
+
+def test_brackets_in_an_error_are_shown_as_they_are(stack: Stack, capsys: pytest.CaptureFixture[str]) -> None:
+    job = JobView.model_validate(stack.generate(class_label=1, steps=2))
+    _list([job.model_copy(update={"error": JobFailure(kind="error", message="no [/x]")})])
+    assert "[/x]" in capsys.readouterr().out
 
 
 def test_errors_are_one_line(stack: Stack, tmp_path: Path) -> None:

@@ -113,8 +113,38 @@ def test_code_that_computes_something_else_is_not_used(tiny: Bundle, tmp_path: P
     assert not model.compiled
     assert model.refused == ["code"]
     assert model.errors == honest.errors
-    (folder / "predict.pt2").write_bytes(b"damaged")
-    assert not accelerator.load(tiny).compiled
+
+
+def test_damaged_caches_are_made_anew(tiny: Bundle, tmp_path: Path, code_for_tiny: Path) -> None:
+    cache = tmp_path / "cache"
+    shutil.copytree(code_for_tiny / CODE, cache / CODE)
+    before = Accelerator(CPU, HALF, cache).load(tiny)
+    assert before.compiled
+    for file in cache.glob("*/*.safetensors"):
+        file.write_bytes(file.read_bytes()[:1000])
+    (code,) = (cache / CODE).glob("*/")
+    (code / "predict.pt2").write_bytes(b"damaged")
+    after = Accelerator(CPU, HALF, cache).load(tiny)
+    assert not after.compiled
+    assert not code.exists()  # else it would not be compiled again
+    assert after.errors["gradient"] < LIMITS["gradient"] / 2
+    assert len(list(cache.glob("*/*.safetensors"))) == 3  # answers, and weights of two networks
+
+
+def test_a_model_is_served_where_nothing_can_be_cached(tiny: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert Accelerator(CPU, HALF, tmp_path / "file" / "cache").load(tiny).dtype == HALF
+
+
+def test_answers_are_those_of_the_configuration(tiny: Bundle, tmp_path: Path) -> None:
+    store = Store(tmp_path / "models")
+    shutil.copytree(tiny.path, tmp_path / "staged")
+    config = json.loads((tmp_path / "staged" / "config.json").read_text())
+    config["unet"]["num_heads"] = 2
+    (tmp_path / "staged" / "config.json").write_text(json.dumps(config))
+    other = store.publish("tiny", tmp_path / "staged")
+    first, second = (reference(bundle, CPU, tmp_path / "cache")["predict"] for bundle in (tiny, other))
+    assert not torch.equal(first, second)
 
 
 def test_a_wrong_answer_is_told_by_function(tiny: Bundle, tmp_path: Path) -> None:

@@ -165,13 +165,26 @@ def test_samples_may_join_at_any_step_and_be_parked() -> None:
 def test_padding_changes_nothing_but_the_shape() -> None:
     denoiser, specs = tiny_denoiser(), mixed_specs()[:3]
     sizes: list[int] = []
+    guided: list[int] = []
     denoiser.unet.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    assert denoiser.classifier
+    denoiser.classifier.register_forward_pre_hook(lambda _, inputs: guided.append(len(inputs[0])))
     plain, padded = SampleBatch(denoiser, specs), SampleBatch(denoiser, specs)
     plain.step()
-    out = padded.step_padded(lambda n: 8)
+    out = padded.step_padded(lambda n: 8 if n == 3 else n)
     assert sizes == [3, 8]
+    assert guided[1] == guided[0] < 3  # the copies that fill up the batch are not guided
     assert len(padded) == len(out.pred_x0) == 3
     torch.testing.assert_close(padded.x, plain.x, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("respacing", ["2", "3", "6", "9"])
+def test_ddim_with_all_its_noise_is_finite(respacing: str) -> None:
+    # With eta = 1 the last term of DDIM's equation 12 is rounded to just below 0 for some of these.
+    denoiser = tiny_denoiser()
+    cosine = Denoiser(denoiser.unet, None, DiffusionConfig(noise_schedule="cosine"))
+    spec = SampleSpec(label=1, respacing=respacing, sampler=Sampler.DDIM, eta=1.0)
+    assert sample(cosine, [spec]).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -306,6 +306,7 @@ def test_a_webhook_tells_how_it_ended(stack: Stack, ending: str) -> None:
         ({"preview_every": 0}, "preview_every", "greater than or equal to 1"),
         ({"webhook_url": "http://10.0.0.1/x"}, "webhook_url", "allowed here (127.0.0.1)"),
         ({"webhook_url": "ftp://x"}, "webhook_url", "pattern"),
+        ({"webhook_url": "http://xn--a/"}, "webhook_url", "is not a URL"),
         ({"colour": "red"}, "colour", "not permitted"),
     ],
 )

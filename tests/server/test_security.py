@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from clients import ApiError, AsyncClient, Client
 from server.keys import hashed, new_key
 from tests.stack import Stack
 
-KEYS = {name: new_key() for name in ("alice", "bob", "tina", "root", "often", "frugal", "patient")}
+KEYS = {name: new_key() for name in ("alice", "bob", "tina", "root", "often", "frugal", "hasty", "patient")}
 ENTRIES: list[dict[str, Any]] = [
     {"name": "alice", "scopes": ["generate"]},
     {"name": "bob", "scopes": ["generate"]},
@@ -30,6 +31,7 @@ ENTRIES: list[dict[str, Any]] = [
     {"name": "root", "scopes": ["admin"]},
     {"name": "often", "scopes": ["generate"], "rate_limit": "5/minute"},
     {"name": "frugal", "scopes": ["generate"], "images_per_day": 3},
+    {"name": "hasty", "scopes": ["generate"], "images_per_day": 3},
     {"name": "patient", "scopes": ["generate"], "steps_per_day": 10},
 ]
 PASSWORD = "s3cret-pa%2Fss"
@@ -217,6 +219,13 @@ def test_a_quota_of_pictures_is_kept_and_a_refusal_costs_nothing(guarded: Stack)
     for _ in range(2):  # the second is no new job, and costs nothing
         assert httpx.post(f"{guarded.url}/generate", json=BODY, headers=again).status_code == 202
     assert call(guarded, "frugal", "POST", "/generate", json=BODY).status_code == 429
+
+
+def test_a_quota_is_not_spent_twice_by_requests_at_once(guarded: Stack) -> None:
+    with ThreadPoolExecutor(8) as callers:
+        body = {**BODY, "num_images": 3}
+        answers = list(callers.map(lambda _: call(guarded, "hasty", "POST", "/generate", json=body), range(8)))
+    assert sorted(answer.status_code for answer in answers) == [202] + [429] * 7
 
 
 def test_a_quota_of_steps_counts_all_pictures(guarded: Stack) -> None:

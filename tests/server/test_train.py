@@ -213,6 +213,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("config.data.train", "../secret", "config.data.train", "data roots"),
         ("config.data.train", "/etc", "config.data.train", "data roots"),
         ("config.data.train", "absent", "config.data.train", "no folder"),
+        ("config.data.train", "a" * 300, "config.data.train", "data roots"),
         ("config.data.val", "noise::../x", "config.data.val", "data roots"),
         ("config.data.train", "s3://other/x-{0..1}.tar", "config.data.train", "data roots"),
         ("config.data.train", "s3://bucket/sets/../../x.tar", "config.data.train", "data roots"),

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from model_core.bundle import Store
 from server.up import wait_for_redis
 from tests.models import publish, tiny_config
 from tests.stack import Stack, eventually
+from worker.records import DEADLINES
 
 LONG: dict[str, Any] = {"class_label": 1, "steps": 500, "seed": 5}
 
@@ -133,6 +135,34 @@ def test_a_second_signal_puts_everything_back_at_once(own_stack: Stack) -> None:
     time.sleep(1.2)
     assert worker.stop(10) == 0
     assert own_stack.job(job["id"])["status"] == "queued"
+
+
+def test_a_worker_that_was_thought_dead_goes_on_with_what_it_has(own_stack: Stack) -> None:
+    worker = own_stack.worker()
+    alone = own_stack.image(own_stack.wait(own_stack.generate(**LONG)["id"])["id"])
+    job_id = own_stack.generate(**LONG)["id"]
+    started(own_stack, job_id)
+    # As another worker does whose view of the heartbeats has run out.
+    queue = Queue("tiny:default", connection=own_stack.redis(), serializer=JSONSerializer)
+    queue.enqueue_job(rq_job(own_stack, job_id), at_front=True)
+    assert own_stack.wait(job_id)["status"] == "finished"
+    assert own_stack.image(job_id) == alone
+    assert own_stack.wait(own_stack.generate(**LONG)["id"])["status"] == "finished"
+    assert worker.process.poll() is None
+    assert worker.log.read_text().count("takes jobs") == 1
+
+
+def test_a_deadline_holds_while_nobody_takes_the_job(own_stack: Stack) -> None:
+    with ThreadPoolExecutor(1) as other:
+        body = {"prompt": "class 1", "model": "tiny", "deadline_s": 1}
+        waiting = other.submit(own_stack.http.post, "/v1/images/generations", json=body)
+        ended = own_stack.wait(own_stack.generate(**LONG, deadline_s=1)["id"])
+        assert (ended["status"], ended["error"]["kind"]) == ("failed", "deadline")
+        answer = waiting.result()
+    assert (answer.status_code, answer.json()["error"]["code"]) == (504, "deadline")
+    connection = own_stack.redis()
+    assert connection.llen("rq:queue:tiny:default") == 0
+    assert not connection.exists(DEADLINES)
 
 
 def test_a_queued_job_is_cancelled(own_stack: Stack) -> None:

@@ -52,6 +52,20 @@ def test_the_bound_is_that_of_the_classes_named(tmp_path: Path) -> None:
     assert one["bits_per_dim"] != two["bits_per_dim"]
 
 
+def test_classes_without_names_are_told_by_their_indices(tmp_path: Path) -> None:
+    publish(tmp_path / "models", "named", tiny_config())
+    publish(tmp_path / "models", "nameless", tiny_config(class_names=None))
+    write(tmp_path / "by name", ["class 2"])
+    write(tmp_path / "by index", ["2"])
+    found = [
+        nll(tmp_path / "models", *given, "--respacing", "10")
+        for given in (("named", tmp_path / "by name"), ("nameless", tmp_path / "by index"))
+    ]
+    assert found[0] == found[1]
+    with pytest.raises(ValueError, match="class 2: not among the model's classes"):
+        nll(tmp_path / "models", "nameless", tmp_path / "by name")
+
+
 def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
     publish(tmp_path / "models", "tiny", tiny_config())
     publish(tmp_path / "models", "up", upsampler_config())

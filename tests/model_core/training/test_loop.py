@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model_core.bundle import Part
+from model_core.training.commands import last_end
 from model_core.training.config import DataConfig, OptimizerConfig, TrainingConfig
 from model_core.training.data import Batches
 from model_core.training.loop import learning_rate, train
@@ -137,6 +139,13 @@ def test_a_finished_run_does_nothing_more(tmp_path: Path) -> None:
     again = Toy()
     assert run(tmp_path, again)
     assert again.calls == 0
+
+
+def test_only_what_this_process_said_tells_how_it_ended(tmp_path: Path) -> None:
+    began = time.time()
+    assert not run(tmp_path, Toy(stop_at=10))
+    assert last_end(tmp_path / "log.jsonl", began) is False
+    assert last_end(tmp_path / "log.jsonl", time.time() + 1) is None  # a later one that says nothing broke off
 
 
 def test_loss_falls(tmp_path: Path) -> None:
