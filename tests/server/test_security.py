@@ -362,6 +362,7 @@ def test_a_name_that_is_made_to_lead_here_is_refused_where_there_are_no_keys(sta
     answer = stack.http.get("/models", headers={"Host": "evil.example"})
     assert answer.status_code == 400
     assert "allowed_hosts" in answer.json()["detail"]
+    assert stack.http.get("/healthz", headers={"Host": "api"}).status_code == 200  # as a container is asked
     assert stack.http.get("/models", headers={"Host": f"localhost:{stack.port}"}).status_code == 200
     assert guarded.http.get("/models", headers={"Host": "models.example"}).status_code == 200
 
