@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.steps import choose_class, fill, finished, generate, newest, pixels, shown
 from tests.stack import Stack
@@ -156,6 +156,42 @@ def test_the_class_list_is_searched_and_shows_examples(page: Page) -> None:
     classes.press("Enter")
     expect(classes).to_have_value("class 7")
     expect(classes).to_have_attribute("aria-expanded", "false")
+
+
+def test_a_class_that_was_typed_counts_at_once(page: Page, stack: Stack) -> None:
+    choose_class(page, "class 3")
+    page.locator("#class").fill("class 4")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".set h2")).to_have_text("class 4")
+    assert newest(stack)[0]["images"][0]["class_label"] == 4
+
+
+def test_enter_does_not_ask_for_the_class_chosen_before(page: Page, refusals: set[int]) -> None:
+    refusals.add(422)
+    choose_class(page, "class 3")
+    page.locator("#class").fill("zzz")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-field=class_label] .error")).to_contain_text("'zzz' is no class of this model")
+
+
+@pytest.mark.parametrize(("place", "label"), [(2, 1), (6, 5), (8, 7)])
+def test_classes_of_one_name_can_each_be_chosen(blank: Page, stack: Stack, place: int, label: int) -> None:
+    names = ["0", "1", "2", "3", "4", "heart", "6", "heart", "8", "9"]
+    names[1] = "random"
+
+    def renamed(route: Route) -> None:
+        told = route.fetch().json()
+        for model in told["models"]:
+            model["class_names"] = names if model["name"] == "tiny" else model["class_names"]
+        route.fulfill(json=told)
+
+    blank.route("**/models", renamed)
+    blank.goto("/")
+    expect(blank.locator("#class")).to_have_value("random")
+    blank.locator("#class").click()
+    blank.locator("#class-list [role=option]").nth(place).click()
+    generate(blank, steps=2, num=1)
+    assert newest(stack)[0]["images"][0]["class_label"] == label
 
 
 def test_all_of_it_works_by_keyboard(page: Page, stack: Stack) -> None:
