@@ -15,6 +15,7 @@ export class ApiError extends Error {
 
 let key = stored("sessionStorage") ?? stored("localStorage");
 let askForKey = async () => null;
+let declined = false; // nobody wanted to give a key: only what changes something asks again
 
 function stored(place) {
   try {
@@ -64,10 +65,17 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   }
   if (response.status === 401) {
     // Another call may have been given a key meanwhile.
-    if (key !== used || (await askForKey(Boolean(used)))) return call(path, { method, body, headers, signal });
+    const may = method !== "GET" || !declined;
+    if (key !== used || (may && (await ask(Boolean(used))))) return call(path, { method, body, headers, signal });
   }
   if (!response.ok) throw await problem(response);
   return response;
+}
+
+async function ask(wrong) {
+  const given = await askForKey(wrong);
+  declined = !given;
+  return given;
 }
 
 async function problem(response) {

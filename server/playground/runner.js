@@ -64,6 +64,10 @@ async function attend(set, job, started, show) {
     return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401 || error.status === 403) {
+      job.error = error.message; // it stays unfinished: a reload follows it again
+      return true;
+    }
     const gone = error.status === 404;
     if (gone) job.status = "gone";
     job.error = gone ? "The server no longer keeps this job." : `${error.message} Reload the page to try again.`;
