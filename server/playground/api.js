@@ -84,8 +84,15 @@ async function problem(response) {
   return new ApiError(response.status, told.detail ?? `The server answered ${response.status}.`, told.errors, retry);
 }
 
-export const get = async (path, options) => (await call(path, options)).json();
-export const blob = async (path, options) => (await call(path, options)).blob();
+/** What is read of a response; an ApiError if the connection breaks in its middle. */
+const whole = (reading) =>
+  reading.catch((error) => {
+    throw error.name === "AbortError" ? error : new ApiError(0, "The connection broke.");
+  });
+
+/** What a successful response says, and the file it is. */
+export const get = async (path, options) => whole((await call(path, options)).json());
+export const blob = async (path, options) => whole((await call(path, options)).blob());
 
 let streams = 0;
 const waiting = [];

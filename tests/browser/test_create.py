@@ -39,6 +39,20 @@ def test_cancel_stops_the_job(page: Page, stack: Stack) -> None:
     assert newest(stack)[0]["status"] == "cancelled"
 
 
+def test_who_waits_sees_the_queue_move(page: Page, stack: Stack) -> None:
+    before = [stack.generate(num_images=16, steps=1000, priority="high") for _ in range(3)]
+    made = generate(page, steps=2, num=1)
+    expect(made.locator(".told")).to_contain_text("before it")
+    told = made.locator(".told").inner_text()
+    try:
+        expect(made.locator(".told")).not_to_have_text(told, timeout=8000)
+        expect(made.locator(".told")).to_contain_text("waiting")
+    finally:
+        for job in before:
+            stack.http.delete(f"/jobs/{job['id']}")
+    finished(made)
+
+
 def test_an_error_is_shown_at_its_field(page: Page, stack: Stack, refusals: set[int]) -> None:
     refusals.add(422)
     before = newest(stack)
