@@ -205,3 +205,38 @@ def test_what_is_copied_runs_and_makes_the_picture(
     assert np.abs(difference).max() <= 1
     with Image.open(tmp_path / "class-9-321.png") as image:
         assert json.loads(image.info["recipe"])["seed"] == 321
+
+
+def test_the_copied_curl_fails_when_the_server_refuses(page: Page, context: BrowserContext, tmp_path: Path) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    dialog = opened(page, finished(generate(page, steps=2, num=1)))
+    dialog.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#toast")).to_contain_text("Copied")
+    code = page.evaluate("navigator.clipboard.readText()").replace('"seed":', '"seeed":')
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "the server refused" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_are_over_the_viewer(page: Page) -> None:
+    dialog = opened(page, finished(generate(page, steps=2, num=2)))
+    page.keyboard.press("ArrowRight")
+    for button, told in (("Copy as curl", "Copied the curl commands"), ("Copy as Python", "Copied the Python lines")):
+        dialog.get_by_role("button", name=button).click()
+        line = dialog.get_by_role("status")
+        expect(line).to_have_text(told)
+        assert line.evaluate(
+            """(line) => {
+                const box = line.getBoundingClientRect();
+                return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === line;
+            }"""
+        )
+        page.keyboard.press("ArrowLeft")  # the viewer replaces what is in it
+
+
+def test_the_viewer_turns_by_keys_also_at_its_ends(page: Page) -> None:
+    dialog = opened(page, finished(generate(page, steps=2, num=2)))
+    for key, place in (("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowRight", 2)):
+        page.keyboard.press(key)
+        expect(dialog).to_contain_text(f"{place} of 2")
