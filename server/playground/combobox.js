@@ -38,6 +38,7 @@ export class Combobox {
   choose(option) {
     this.set(option.value);
     this.close();
+    this.input.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
   open(search = "") {

@@ -146,6 +146,24 @@ def test_the_seed_changes_unless_it_is_locked(page: Page) -> None:
     expect(lock).to_have_attribute("aria-pressed", "true")
 
 
+def test_a_reload_keeps_what_was_set_by_mouse(page: Page) -> None:
+    choose_class(page, "class 5")
+    page.get_by_role("button", name="Another seed").click()
+    page.get_by_role("button", name="Keep this seed").click()
+    seed = page.locator("#seed").input_value()
+    page.reload()
+    expect(page.locator("#class")).to_have_value("class 5")
+    expect(page.get_by_role("button", name="Keep this seed")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#seed")).to_have_value(seed)
+
+
+def test_an_empty_scale_is_the_models_default(page: Page) -> None:
+    page.locator("#scale").fill("9")
+    page.locator("#scale").fill("")
+    expect(page.get_by_role("slider", name="Guidance scale")).to_have_value("2")
+    expect(page.locator("#scale-hint")).to_have_text("A clear class with some variety left.")
+
+
 def test_the_scale_says_what_it_trades(page: Page) -> None:
     told = page.locator("#scale-hint")
     expect(told).to_have_text("A clear class with some variety left.")
