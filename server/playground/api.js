@@ -15,6 +15,7 @@ export class ApiError extends Error {
 
 let key = stored("sessionStorage") ?? stored("localStorage");
 let askForKey = async () => null;
+let declined = false; // nobody wanted to give a key: only what changes something asks again
 
 function stored(place) {
   try {
@@ -64,10 +65,17 @@ export async function call(path, { method = "GET", body, headers = {}, signal } 
   }
   if (response.status === 401) {
     // Another call may have been given a key meanwhile.
-    if (key !== used || (await askForKey(Boolean(used)))) return call(path, { method, body, headers, signal });
+    const may = method !== "GET" || !declined;
+    if (key !== used || (may && (await ask(Boolean(used))))) return call(path, { method, body, headers, signal });
   }
   if (!response.ok) throw await problem(response);
   return response;
+}
+
+async function ask(wrong) {
+  const given = await askForKey(wrong);
+  declined = !given;
+  return given;
 }
 
 async function problem(response) {
@@ -76,8 +84,15 @@ async function problem(response) {
   return new ApiError(response.status, told.detail ?? `The server answered ${response.status}.`, told.errors, retry);
 }
 
-export const get = async (path, options) => (await call(path, options)).json();
-export const blob = async (path, options) => (await call(path, options)).blob();
+/** What is read of a response; an ApiError if the connection breaks in its middle. */
+const whole = (reading) =>
+  reading.catch((error) => {
+    throw error.name === "AbortError" ? error : new ApiError(0, "The connection broke.");
+  });
+
+/** What a successful response says, and the file it is. */
+export const get = async (path, options) => whole((await call(path, options)).json());
+export const blob = async (path, options) => whole((await call(path, options)).blob());
 
 let streams = 0;
 const waiting = [];

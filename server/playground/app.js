@@ -161,6 +161,10 @@ async function start() {
     event.preventDefault();
     generate();
   });
+  document.querySelector(".skip").addEventListener("click", (event) => {
+    event.preventDefault(); // the hash is the view's
+    $("main").focus();
+  });
   document.addEventListener("keydown", (event) => {
     const free = !$("create").hidden && !document.querySelector("dialog[open]");
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey) && free) $("form").requestSubmit();

@@ -20,6 +20,7 @@ export class Combobox {
 
   /** The chosen option's value, or what was typed if it is none of them. */
   get value() {
+    this.settle();
     return this.chosen ? this.chosen.value : this.input.value.trim();
   }
 
@@ -37,6 +38,7 @@ export class Combobox {
   choose(option) {
     this.set(option.value);
     this.close();
+    this.input.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
   open(search = "") {
@@ -54,12 +56,15 @@ export class Combobox {
     this.list.hidden = true;
     this.input.setAttribute("aria-expanded", "false");
     this.input.removeAttribute("aria-activedescendant");
+    this.settle();
+  }
+
+  /** Choose what was typed, unless what is chosen has that label: several options may. */
+  settle() {
     const typed = this.input.value.trim().toLowerCase();
-    const match = this.options.find((option) => option.label.toLowerCase() === typed);
-    if (match !== this.chosen) {
-      this.chosen = match ?? null; // an unknown name is the server's to refuse
-      this.onChange(this.chosen);
-    }
+    if (this.chosen?.label.toLowerCase() === typed) return;
+    this.chosen = this.options.find((option) => option.label.toLowerCase() === typed) ?? null; // the server refuses the unknown
+    this.onChange(this.chosen);
   }
 
   item(option, place) {

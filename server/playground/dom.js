@@ -21,11 +21,12 @@ export function announce(text) {
   $("status-line").textContent = text;
 }
 
+const line = $("toast"); // kept: a dialog that holds it may replace what is in it
 let hiding;
 
-/** Tell everyone, at the bottom of the page, for some seconds. */
+/** Tell everyone, at the bottom of the page, for some seconds; what is outside an open dialog is out of reach. */
 export function toast(text) {
-  const line = $("toast");
+  (document.querySelector("dialog[open]") ?? document.body).append(line);
   line.hidden = false;
   line.textContent = text;
   clearTimeout(hiding);

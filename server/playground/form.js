@@ -35,11 +35,17 @@ export class Form {
     $("scale-range").addEventListener("input", () => this.setScale($("scale-range").value));
     $("scale").addEventListener("input", () => this.setScale($("scale").value));
     $("sampler").addEventListener("change", () => this.showSampler());
-    $("seed-lock").addEventListener("click", () => this.lock(!this.locked));
-    $("seed-dice").addEventListener("click", () => this.roll());
+    $("seed-lock").addEventListener("click", () => {
+      this.lock(!this.locked);
+      this.keep();
+    });
+    $("seed-dice").addEventListener("click", () => {
+      this.roll();
+      this.keep();
+    });
     $("seed").addEventListener("input", () => this.lock(true));
     $("form").addEventListener("input", (event) => this.clearErrors(event.target));
-    $("form").addEventListener("change", () => memory.set("form", this.state()));
+    $("form").addEventListener("change", () => this.keep());
     $("seed-dice").replaceChildren(icon("dice"));
     this.lock(false);
     this.roll();
@@ -114,7 +120,7 @@ export class Form {
   }
 
   setScale(value) {
-    const scale = Number(value);
+    const scale = Number(value === "" ? this.model?.defaults.guidance_scale : value); // what is left out is the default
     if ($("scale").value !== String(value)) $("scale").value = value;
     $("scale-range").value = scale;
     $("scale-hint").textContent = this.model?.guidance ? tradeOf(scale) : "This model has no classifier to guide it.";
@@ -149,6 +155,7 @@ export class Form {
     this.putInterval(body);
     this.putSeed(body);
     body.preview_every = Math.max(1, Math.round((Number(body.steps) || model?.defaults.steps || 1) / MAX_PREVIEWS));
+    this.keep();
     return this.invalid ? null : body;
   }
 
@@ -203,6 +210,11 @@ export class Form {
     if ((body.seed ?? "") !== "") $("seed").value = body.seed;
     this.lock(Boolean(locked));
     this.showSampler();
+    this.keep();
+  }
+
+  /** Remember what the form says for the next visit. */
+  keep() {
     memory.set("form", this.state());
   }
 

@@ -37,7 +37,8 @@ const describe = (set, job, picture) =>
 /** One set on the page; `act` are the gallery's actions. */
 export class SetView {
   constructor(set, act) {
-    Object.assign(this, { set, act, tiles: new Map(), steps: new Map(), left: new Map(), ahead: new Map() });
+    Object.assign(this, { set, act, tiles: new Map(), steps: new Map(), left: new Map(), ahead: new Map(), ends: new Set() });
+    for (const { id, status, total = 0 } of set.jobs) this.steps.set(id, [status === "finished" ? total : 0, total]);
     this.bar = h("progress", { max: 1, value: 0, "aria-label": `Progress of ${set.title}` });
     this.told = h("span", { class: "told" });
     this.stop = h("button", { type: "button", on: { click: () => act.cancel(this) } }, "Cancel");
@@ -99,7 +100,9 @@ export class SetView {
     tile.onclick = () => this.act.open(this, job, picture);
   }
 
+  /** A job is not followed any more: it has ended, or its end could not be reached. */
   ended(job) {
+    this.ends.add(job.id);
     for (const { figure, tile } of this.tiles.get(job.id)) figure.hidden = tile.disabled && !this.set.axis;
     this.update();
     if (isOver(this.set)) announce(this.outcome());
@@ -118,7 +121,9 @@ export class SetView {
     this.live.hidden = over;
     this.remove.hidden = !over;
     this.element.classList.toggle("running", !over);
-    this.element.setAttribute("aria-busy", String(!over));
+    const followed = !over && this.set.jobs.some((job) => !FINAL.includes(job.status) && !this.ends.has(job.id));
+    this.element.setAttribute("aria-busy", String(followed));
+    this.bar.hidden = this.told.hidden = !followed;
     if (!over) this.showProgress();
     const told = [];
     for (const job of this.set.jobs) {

@@ -30,12 +30,14 @@ export function setUpJobs() {
 
 function turn(to) {
   cursors = to;
+  before = null; // other jobs come into sight, with steps of long ago
   showJobs(true);
 }
 
 async function look() {
   clearTimeout(timer);
   if (!shown || document.hidden) return;
+  const asked = cursors; // a new one after each turn: what was asked before it is not shown
   const query = new URLSearchParams({ limit: PER_PAGE });
   if ($("status").value) query.set("status", $("status").value);
   if (cursors.length) query.set("cursor", cursors.at(-1));
@@ -43,12 +45,14 @@ async function look() {
   let wait = 0;
   try {
     const [fleet, list] = await Promise.all([get("workers"), get(`jobs?${query}`)]);
+    if (asked !== cursors) return;
     $("jobs-error").hidden = true;
     measure(list.jobs);
     showTiles(fleet, list.jobs);
     showWorkers(fleet.workers);
     showList(list);
   } catch (error) {
+    if (asked !== cursors) return;
     $("jobs-error").textContent = error.message;
     $("jobs-error").hidden = false;
     again = error.status !== 401;

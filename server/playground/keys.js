@@ -22,7 +22,6 @@ function ask(wrong) {
         const given = dialog.returnValue === "use" ? $("key").value.trim() : "";
         if (given) setKey(given, $("key-keep").checked);
         if (dialog.returnValue === "forget") setKey(null);
-        $("key-open").hidden = !hasKey();
         answer(given || null);
       },
       { once: true },

@@ -24,15 +24,17 @@ export function asCurl(picture) {
   const server = base.replace(/\/$/, "");
   const key = hasKey() ? [`-H "Authorization: Bearer $GUIDED_API_KEY"`] : [];
   const post = [
-    `curl -s -o /dev/null -w '%header{location}' -X POST ${server}/generate`,
+    `curl -sSf -o /dev/null -w '%header{location}' -X POST ${server}/generate`,
     ...key,
     `-H 'Content-Type: application/json' -H 'Prefer: wait=120'`,
     `-d ${quote(JSON.stringify(picture.recipe))}`,
   ];
-  return [
-    `job=$(${post.join(" \\\n  ")})`,
-    `curl -s ${[...key, ""].join(" ")}-o ${fileName(picture, "png")} "${server}$job/images/0?format=png"`,
-  ].join("\n");
+  const load = [
+    "curl -sSf --retry 1000 --retry-delay 1 --retry-all-errors", // until it is made, if that takes more than the wait
+    ...key,
+    `-o ${fileName(picture, "png")} "${server}\${job:?the server refused}/images/0?format=png"`,
+  ];
+  return [`job=$(${post.join(" \\\n  ")})`, load.join(" \\\n  ")].join("\n");
 }
 
 function python(value) {

@@ -6,11 +6,12 @@ import { FINAL, keepSet, newId } from "./sets.js";
 
 const TRIES = 10; // to follow a job where the server is away or asks for patience
 const LOOK_S = 2; // between looks at which pictures of a running job are done
+const LOOK_MS = 3000; // between looks at a job that waits, of which no events tell
 
 /** Send one job; its view. An own idempotency key makes a second try harmless. */
 export async function submit(body) {
   const headers = { "Idempotency-Key": newId() };
-  const send = async () => (await call("generate", { method: "POST", body, headers })).json();
+  const send = () => get("generate", { method: "POST", body, headers });
   try {
     return await send();
   } catch (error) {
@@ -26,6 +27,7 @@ export function newSet(sent, { axis = null, title, subtitle }) {
     asked,
     value,
     status: view.status,
+    total: view.progress.steps_total,
     error: null,
     count: view.num_images,
     pictures: [],
@@ -45,8 +47,10 @@ export async function follow(set, show) {
     set.jobs
       .filter((job) => !FINAL.includes(job.status))
       .map(async (job) => {
+        const looking = setInterval(() => look(job, show), LOOK_MS);
         let tries = TRIES;
         while (tries > 0 && !(await attend(set, job, started, show))) tries -= 1;
+        clearInterval(looking);
         await keepSet(set);
         show.ended(job);
       }),
@@ -64,12 +68,25 @@ async function attend(set, job, started, show) {
     return true;
   } catch (error) {
     if (!(error instanceof ApiError)) throw error;
+    if (error.status === 401 || error.status === 403) {
+      job.error = error.message; // it stays unfinished: a reload follows it again
+      return true;
+    }
     const gone = error.status === 404;
     if (gone) job.status = "gone";
     job.error = gone ? "The server no longer keeps this job." : `${error.message} Reload the page to try again.`;
     if (!gone) await new Promise((go) => setTimeout(go, 1000 * (error.retryAfter ?? 2)));
     return gone;
   }
+}
+
+/** Show how far a job is of which no event has told since it was queued. */
+async function look(job, show) {
+  if (job.status !== "queued") return;
+  const view = await get(`jobs/${job.id}`).catch(() => null); // the next look may do
+  if (!view || job.status !== "queued") return;
+  const { steps_done: done, steps_total: total } = view.progress;
+  show.progress(job, done, total, view.eta_s, view.queue_position);
 }
 
 async function progress(set, job, { steps_done: done, steps_total: total }, started, show) {
@@ -85,7 +102,7 @@ async function progress(set, job, { steps_done: done, steps_total: total }, star
 }
 
 async function state(set, job, view, started, show) {
-  job.status = view.status;
+  if (!FINAL.includes(view.status)) job.status = view.status;
   job.error = view.error?.message ?? null;
   const { steps_done: done, steps_total: total } = view.progress;
   const now = performance.now() / 1000;
@@ -106,6 +123,7 @@ async function state(set, job, view, started, show) {
     job.pictures.push(picture);
     show.ready(job, picture);
   }
+  job.status = view.status; // the end only now: a set that is kept before it is followed again
 }
 
 /** Stop what of a set has not ended. */

@@ -2,8 +2,8 @@
 //
 // A set is what one press of a button asked for: {id, created, axis, title, subtitle, jobs}.
 // `axis` is null, or what varies over a strip's jobs: "scale" or "steps". Each of its jobs is
-// {id, asked, value, status, error, count, pictures}: `asked` the body that was sent, `value` its place on the
-// axis, `pictures` those that are done: {index, seed, label, name, recipe, steps, file}.
+// {id, asked, value, status, total, error, count, pictures}: `asked` the body that was sent, `value` its place on the
+// axis, `total` its steps, `pictures` those that are done: {index, seed, label, name, recipe, steps, file}.
 
 const NAME = "guided";
 const STORE = "sets";

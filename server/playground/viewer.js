@@ -88,7 +88,9 @@ export function openViewer(set, job, picture, act) {
     if (next < 0 || next >= all.length) return;
     at = next;
     show();
-    dialog.querySelector(by < 0 ? ".turn button:not([disabled])" : ".turn button:nth-of-type(2):not([disabled])")?.focus();
+    const [back, on] = dialog.querySelectorAll(".turn button");
+    const [wanted, other] = by < 0 ? [back, on] : [on, back];
+    (wanted.disabled ? other : wanted).focus();
   };
   dialog.onkeydown = (event) => {
     if (event.key === "ArrowLeft") go(-1);

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.steps import choose_class, fill, finished, generate, newest, pixels, shown
 from tests.stack import Stack
@@ -37,6 +37,20 @@ def test_cancel_stops_the_job(page: Page, stack: Stack) -> None:
     expect(made.get_by_text("Cancelled.")).to_be_visible()
     expect(made.get_by_role("button", name="Cancel")).to_be_hidden()
     assert newest(stack)[0]["status"] == "cancelled"
+
+
+def test_who_waits_sees_the_queue_move(page: Page, stack: Stack) -> None:
+    before = [stack.generate(num_images=16, steps=1000, priority="high") for _ in range(3)]
+    made = generate(page, steps=2, num=1)
+    expect(made.locator(".told")).to_contain_text("before it")
+    told = made.locator(".told").inner_text()
+    try:
+        expect(made.locator(".told")).not_to_have_text(told, timeout=8000)
+        expect(made.locator(".told")).to_contain_text("waiting")
+    finally:
+        for job in before:
+            stack.http.delete(f"/jobs/{job['id']}")
+    finished(made)
 
 
 def test_an_error_is_shown_at_its_field(page: Page, stack: Stack, refusals: set[int]) -> None:
@@ -132,6 +146,24 @@ def test_the_seed_changes_unless_it_is_locked(page: Page) -> None:
     expect(lock).to_have_attribute("aria-pressed", "true")
 
 
+def test_a_reload_keeps_what_was_set_by_mouse(page: Page) -> None:
+    choose_class(page, "class 5")
+    page.get_by_role("button", name="Another seed").click()
+    page.get_by_role("button", name="Keep this seed").click()
+    seed = page.locator("#seed").input_value()
+    page.reload()
+    expect(page.locator("#class")).to_have_value("class 5")
+    expect(page.get_by_role("button", name="Keep this seed")).to_have_attribute("aria-pressed", "true")
+    expect(page.locator("#seed")).to_have_value(seed)
+
+
+def test_an_empty_scale_is_the_models_default(page: Page) -> None:
+    page.locator("#scale").fill("9")
+    page.locator("#scale").fill("")
+    expect(page.get_by_role("slider", name="Guidance scale")).to_have_value("2")
+    expect(page.locator("#scale-hint")).to_have_text("A clear class with some variety left.")
+
+
 def test_the_scale_says_what_it_trades(page: Page) -> None:
     told = page.locator("#scale-hint")
     expect(told).to_have_text("A clear class with some variety left.")
@@ -156,6 +188,42 @@ def test_the_class_list_is_searched_and_shows_examples(page: Page) -> None:
     classes.press("Enter")
     expect(classes).to_have_value("class 7")
     expect(classes).to_have_attribute("aria-expanded", "false")
+
+
+def test_a_class_that_was_typed_counts_at_once(page: Page, stack: Stack) -> None:
+    choose_class(page, "class 3")
+    page.locator("#class").fill("class 4")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".set h2")).to_have_text("class 4")
+    assert newest(stack)[0]["images"][0]["class_label"] == 4
+
+
+def test_enter_does_not_ask_for_the_class_chosen_before(page: Page, refusals: set[int]) -> None:
+    refusals.add(422)
+    choose_class(page, "class 3")
+    page.locator("#class").fill("zzz")
+    page.keyboard.press("Enter")
+    expect(page.locator("[data-field=class_label] .error")).to_contain_text("'zzz' is no class of this model")
+
+
+@pytest.mark.parametrize(("place", "label"), [(2, 1), (6, 5), (8, 7)])
+def test_classes_of_one_name_can_each_be_chosen(blank: Page, stack: Stack, place: int, label: int) -> None:
+    names = ["0", "1", "2", "3", "4", "heart", "6", "heart", "8", "9"]
+    names[1] = "random"
+
+    def renamed(route: Route) -> None:
+        told = route.fetch().json()
+        for model in told["models"]:
+            model["class_names"] = names if model["name"] == "tiny" else model["class_names"]
+        route.fulfill(json=told)
+
+    blank.route("**/models", renamed)
+    blank.goto("/")
+    expect(blank.locator("#class")).to_have_value("random")
+    blank.locator("#class").click()
+    blank.locator("#class-list [role=option]").nth(place).click()
+    generate(blank, steps=2, num=1)
+    assert newest(stack)[0]["images"][0]["class_label"] == label
 
 
 def test_all_of_it_works_by_keyboard(page: Page, stack: Stack) -> None:

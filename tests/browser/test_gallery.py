@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import BrowserContext, Locator, Page, expect
+from playwright.sync_api import BrowserContext, Locator, Page, Route, expect
 
 from tests.browser.steps import choose_class, finished, generate, newest, pixels, shown
 from tests.stack import Stack, eventually
@@ -55,6 +55,43 @@ def test_a_reload_in_the_middle_takes_the_job_up_again(page: Page) -> None:
     expect(made).to_have_class("set running")
     finished(made)
     expect(made.locator(".tile:not(:disabled)")).to_have_count(4)
+
+
+def test_a_job_whose_picture_did_not_come_is_followed_again(page: Page, refusals: set[int]) -> None:
+    refusals.add(503)
+    kept = finished(generate(page, steps=2, num=1))
+    refused: list[str] = []
+
+    def refuse_one_job(route: Route) -> None:
+        refused.append(route.request.url)
+        if route.request.url == refused[0]:
+            route.fulfill(status=503)
+        else:
+            route.continue_()
+
+    page.route("**/images/0?format=png", refuse_one_job)
+    opened(page, kept).get_by_role("button", name="Vary the scale").click()
+    there = page.locator(".set").first.locator(".tile:not(:disabled)")
+    expect(there).to_have_count(5)
+    stored = "import('/playground/sets.js').then(async (m) => (await m.readSets())[0].jobs.map((job) => job.status))"
+    eventually(lambda: page.evaluate(stored).count("finished") >= 5, what="keeping the set")
+    page.unroute("**/images/0?format=png")
+    page.reload()
+    expect(there).to_have_count(6)
+
+
+def test_a_picture_cut_off_in_the_middle_is_fetched_again(page: Page) -> None:
+    page.evaluate(
+        """() => {
+            const whole = Response.prototype.blob;
+            Response.prototype.blob = function () {
+                Response.prototype.blob = whole;
+                return Promise.reject(new TypeError("network error"));
+            };
+        }"""
+    )
+    made = finished(generate(page, steps=2, num=1))
+    expect(made.locator(".tile")).to_be_enabled()
 
 
 def test_a_set_can_be_removed(page: Page) -> None:
@@ -115,6 +152,24 @@ def test_strips_vary_one_thing(page: Page, stack: Stack, button: str, field: str
     assert all(np.abs(a - b).max() > 1 for a, b in pairwise(pictures))
 
 
+def test_a_strip_counts_the_steps_of_all_its_jobs(page: Page) -> None:
+    made = finished(generate(page, steps=2, num=1))
+    page.evaluate(
+        """() => {
+            window.totals = new Set();
+            const look = () => {
+                const [, total] = /of (\\d+) steps/.exec(document.querySelector(".told").textContent) ?? [];
+                if (total) totals.add(total);
+            };
+            new MutationObserver(look).observe(document.querySelector("#sets"), { childList: true, subtree: true });
+        }"""
+    )
+    opened(page, made).get_by_role("button", name="Walk the steps").click()
+    expect(page.locator(".set")).to_have_count(2)
+    finished(page.locator(".set").first)
+    assert page.evaluate("[...totals]") == [str(2 + 5 + 10 + 25 + 50 + 100 + 250)]
+
+
 def test_downloads_are_the_servers_files(page: Page, stack: Stack, tmp_path: Path) -> None:
     choose_class(page, "class 1")
     made = finished(generate(page, steps=3, num=2))
@@ -150,3 +205,38 @@ def test_what_is_copied_runs_and_makes_the_picture(
     assert np.abs(difference).max() <= 1
     with Image.open(tmp_path / "class-9-321.png") as image:
         assert json.loads(image.info["recipe"])["seed"] == 321
+
+
+def test_the_copied_curl_fails_when_the_server_refuses(page: Page, context: BrowserContext, tmp_path: Path) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    dialog = opened(page, finished(generate(page, steps=2, num=1)))
+    dialog.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#toast")).to_contain_text("Copied")
+    code = page.evaluate("navigator.clipboard.readText()").replace('"seed":', '"seeed":')
+    done = subprocess.run(["bash", "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode != 0
+    assert "the server refused" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_messages_are_over_the_viewer(page: Page) -> None:
+    dialog = opened(page, finished(generate(page, steps=2, num=2)))
+    page.keyboard.press("ArrowRight")
+    for button, told in (("Copy as curl", "Copied the curl commands"), ("Copy as Python", "Copied the Python lines")):
+        dialog.get_by_role("button", name=button).click()
+        line = dialog.get_by_role("status")
+        expect(line).to_have_text(told)
+        assert line.evaluate(
+            """(line) => {
+                const box = line.getBoundingClientRect();
+                return document.elementFromPoint(box.x + box.width / 2, box.y + box.height / 2) === line;
+            }"""
+        )
+        page.keyboard.press("ArrowLeft")  # the viewer replaces what is in it
+
+
+def test_the_viewer_turns_by_keys_also_at_its_ends(page: Page) -> None:
+    dialog = opened(page, finished(generate(page, steps=2, num=2)))
+    for key, place in (("ArrowRight", 2), ("ArrowLeft", 1), ("ArrowRight", 2)):
+        page.keyboard.press(key)
+        expect(dialog).to_contain_text(f"{place} of 2")

@@ -68,6 +68,28 @@ def test_finished_jobs_are_found_by_status_and_page(page: Page, stack: Stack) ->
     expect(row(page, jobs[-1])).to_be_visible()
 
 
+def test_steps_made_long_ago_are_not_speed(page: Page, stack: Stack) -> None:
+    for _ in range(3):
+        stack.wait(stack.generate(num_images=4, steps=250)["id"])
+    running = stack.generate(num_images=16, steps=1000)
+    stack.wait(running["id"], "running")
+    page.goto("/#jobs")
+    page.get_by_label("Show").select_option("running")
+    expect(page.locator("#joblist tbody tr")).to_have_count(1)
+    eventually(lambda: float(number(page, "speed").inner_text()) > 0, what="the throughput")
+    page.evaluate(
+        """() => {
+            window.speeds = [];
+            const look = () => speeds.push(Number(document.querySelector("#n-speed .number").textContent));
+            new MutationObserver(look).observe(document.querySelector("#tiles"), { childList: true });
+        }"""
+    )
+    page.get_by_label("Show").select_option("")
+    eventually(lambda: page.evaluate("speeds.length") >= 2, what="two more looks")
+    stack.http.delete(f"/jobs/{running['id']}")
+    assert max(page.evaluate("speeds")) < 5000
+
+
 def test_it_says_when_there_is_nothing(page: Page) -> None:
     page.goto("/#jobs")
     page.get_by_label("Show").select_option("failed")

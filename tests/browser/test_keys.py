@@ -72,6 +72,27 @@ def test_who_gives_no_key_is_told(blank: Page, refusals: set[int]) -> None:
     expect(blank.locator("#form-error")).to_contain_text("an API key is needed")
 
 
+def test_who_gives_no_key_is_not_asked_again_for_an_unfinished_set(blank: Page, refusals: set[int]) -> None:
+    refusals.add(401)
+    blank.goto("/")
+    give(blank, KEY)
+    expect(blank.locator("#model option")).to_have_text(["tiny"])
+    generate(blank, steps=1000, num=4)
+    blank.evaluate("sessionStorage.clear()")
+    blank.reload()
+    dialog = blank.get_by_role("dialog", name="API key")
+    expect(dialog).to_be_visible()
+    blank.keyboard.press("Escape")
+    expect(blank.locator(".set .alert")).to_contain_text("an API key is needed")
+    blank.wait_for_timeout(2500)
+    expect(dialog).to_be_hidden()
+    blank.get_by_role("button", name="API key").click()
+    give(blank, KEY)
+    expect(blank.locator(".set img.preview").first).to_be_visible()  # the set is followed again
+    blank.get_by_role("button", name="Cancel").click()
+    expect(blank.get_by_text("Cancelled.")).to_be_visible()
+
+
 @pytest.mark.parametrize(("button", "command"), [("curl", ["bash", "-ec"]), ("Python", [sys.executable, "-c"])])
 def test_what_is_copied_takes_the_key_from_the_environment(
     blank: Page,

@@ -91,3 +91,11 @@ def test_small_pictures_are_scaled_crisply(page: Page) -> None:
     image = made.locator(".tile img").first
     assert image.evaluate("e => getComputedStyle(e).imageRendering") == "pixelated"
     assert shown(image).shape == (16, 16, 3)
+
+
+def test_the_skip_link_stays_in_the_view(page: Page) -> None:
+    page.goto("/#jobs")
+    page.get_by_text("Skip to content").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#main")).to_be_focused()
+    expect(page.locator("#jobs")).to_be_visible()
