@@ -219,6 +219,19 @@ def test_the_copied_curl_fails_when_the_server_refuses(page: Page, context: Brow
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_copied_curl_waits_for_a_picture_that_takes_long(
+    page: Page, context: BrowserContext, tmp_path: Path
+) -> None:
+    context.grant_permissions(["clipboard-read", "clipboard-write"])
+    dialog = opened(page, finished(generate(page, steps=500, num=1)))
+    dialog.get_by_role("button", name="Copy as curl").click()
+    expect(page.locator("#toast")).to_contain_text("Copied")
+    code = page.evaluate("navigator.clipboard.readText()").replace("wait=120", "wait=0")
+    subprocess.run(["bash", "-ec", code], cwd=tmp_path, check=True, timeout=60)
+    (file,) = tmp_path.iterdir()
+    assert file.read_bytes().startswith(b"\x89PNG")
+
+
 def test_messages_are_over_the_viewer(page: Page) -> None:
     dialog = opened(page, finished(generate(page, steps=2, num=2)))
     page.keyboard.press("ArrowRight")
