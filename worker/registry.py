@@ -226,6 +226,8 @@ class Registry:
             functions = self._accelerator.compile(model)
             width = self._settings.width or self._width(model, self._beside(model.denoiser, functions))
         except AccelerationError as error:
+            if self._closed.is_set():
+                return
             model.refused.append("code")
             log.warning("model %s: stays eager: %s", loaded.key, error)
         else:
