@@ -223,9 +223,13 @@ class DeliveringWorker(QueueWorker):
     def _forget(self, part: Part) -> None:
         part.over = True
         self.parts.pop(part.id, None)
+        self.rest()
+        self.wake.set()
+
+    def rest(self) -> None:
+        """Tell that nothing is being done, if so: RQ has called the worker busy since it took a job."""
         if not self.parts:
             self.set_state(WorkerStatus.IDLE)
-        self.wake.set()
 
     def report_progress(self) -> None:
         """Write the steps done since last time; notice requests that ended elsewhere."""

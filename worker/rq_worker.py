@@ -206,9 +206,11 @@ class GuidedWorker(DeliveringWorker):
             part = self._read_part(job, source, execution)
         except (DeserializationError, ValueError, TypeError, KeyError) as error:
             self._refuse(job, source, execution, f"refused: {error}")
+            self.rest()
             return
         if part is None:  # the request has ended, or is gone
             self.drop(job, source, execution)
+            self.rest()
             return
         if held := self.parts.get(part.id):  # this worker was thought dead, and still has it
             held.rq_job, held.queue, held.execution = job, source, execution

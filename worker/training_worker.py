@@ -143,6 +143,7 @@ class TrainingWorker(QueueWorker):
             refused = JobError(kind="error", message=f"refused: {error}")
             outcome = Outcome(status="failed", at=time.time(), error=refused)
             records.end(self.connection, rq_id, outcome, self.settings.result_ttl_s)
+            self._forget()
             return
         self._rq_job, self._execution = job, execution
         if record is None or record.outcome is not None:

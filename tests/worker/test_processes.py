@@ -236,6 +236,7 @@ def test_only_sampling_jobs_are_accepted(own_stack: Stack, tmp_path: Path) -> No
         eventually(lambda job=job: job.get_status(refresh=True) == "failed", what="refusal")  # type: ignore[misc]
     assert not target.exists()
     assert "refused" in worker.log.read_text()
+    eventually(lambda: "idle" in rq_info(own_stack), 10, "idleness")
     assert own_stack.wait(own_stack.generate(class_label=1, steps=2)["id"])["status"] == "finished"
 
 
