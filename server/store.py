@@ -297,7 +297,7 @@ class JobStore:
             answers: list[Any] = await pipe.execute()
         seen: list[Seen | None] = []
         for fields, state in zip(answers[::2], answers[1::2], strict=True):
-            record = Record.parse(fields) if b"job" in fields else None
+            record = Record.parse(fields)
             seen.append(await self._place(record, state, positions) if record else None)
         return seen
 
@@ -307,10 +307,8 @@ class JobStore:
             pipe.hgetall(records.record_key(job_id))
             pipe.hget(Job.key_for(job_id), "status")
             fields, state = await pipe.execute()
-        if b"train" not in fields:
-            return None
         record = TrainRecord.parse(fields)
-        return SeenTraining(record, record.status(records.parse_state(state)))
+        return SeenTraining(record, record.status(records.parse_state(state))) if record else None
 
     async def _place(self, record: Record, state: bytes | None, positions: bool) -> Seen:
         job = record.job

@@ -31,6 +31,11 @@ def eventually(probe: Callable[[], T | None], seconds: float = 30.0, what: str =
         time.sleep(0.02)
 
 
+def heed_interrupts() -> None:
+    """For a child about to start: a shell that runs the tests in the background lets all they start ignore SIGINT."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Process:
     """A child process with its output in a file."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
@@ -12,7 +13,9 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.registry import CanceledJobRegistry, clean_registries
 from rq.serializers import JSONSerializer
+from rq.utils import now
 from rq.worker import BaseWorker
+from rq.worker.base import WorkerStatus
 from rq.worker_registration import clean_worker_registry
 
 from worker.settings import WorkerSettings
@@ -42,6 +45,20 @@ class QueueWorker(BaseWorker):
             log_job_description=False,
         )
         self.settings = settings
+
+    def enrol(self, **channels: Any) -> None:
+        """Become known to RQ, idle, and listen; see :meth:`subscribe` for the channels."""
+        logging.getLogger("rq.worker").setLevel(logging.WARNING)
+        self.connection.delete(self.key)  # of a try that was cut off in the middle
+        self.register_birth()  # type: ignore[no-untyped-call]
+        self.subscribe(**channels)
+        self.set_state(WorkerStatus.IDLE)
+
+    def give_up(self, job: Job, source: Queue, execution: Execution | None, reason: str) -> None:
+        """Fail an RQ job: no use in trying again."""
+        job.retries_left = 0
+        job.ended_at = now()
+        self.handle_job_failure(job, source, exc_string=reason, execution=execution)
 
     def subscribe(self, **channels: Any) -> None:
         """Listen to RQ's commands, and to further channels (name -> what to call with a message)."""

@@ -178,9 +178,7 @@ class DeliveringWorker(QueueWorker):
 
         def deliver() -> None:
             self._end(part, Outcome(status="failed", at=time.time(), error=error))
-            part.rq_job.retries_left = 0
-            part.rq_job.ended_at = now()
-            self.handle_job_failure(part.rq_job, part.queue, exc_string=error.message, execution=part.execution)
+            self.give_up(part.rq_job, part.queue, part.execution, error.message)
             self._count(part, "failed")
             self._forget(part)
 

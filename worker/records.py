@@ -116,8 +116,10 @@ class Record:
     parts_done: int
 
     @classmethod
-    def parse(cls, fields: Mapping[bytes, bytes]) -> Record:
-        """Read the hash (not empty)."""
+    def parse(cls, fields: Mapping[bytes, bytes]) -> Record | None:
+        """Read the hash; ``None`` if there is no request in it."""
+        if b"job" not in fields:
+            return None
         job = SampleJob.model_validate_json(fields[b"job"])
         versions = tuple(
             (fields[b"version%d" % i].decode() if b"version%d" % i in fields else stage.version)
@@ -150,7 +152,7 @@ class Record:
 def read(connection: Redis, job_id: str) -> Record | None:
     """A request's record, if there is one."""
     fields: Any = connection.hgetall(record_key(job_id))
-    return Record.parse(fields) if b"job" in fields else None
+    return Record.parse(fields)
 
 
 def create(pipe: Pipeline, job: SampleJob) -> None:

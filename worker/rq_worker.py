@@ -28,7 +28,6 @@ from rq.job import Job, JobStatus
 from rq.queue import Queue
 from rq.suspension import is_suspended
 from rq.utils import now, utcformat
-from rq.worker.base import WorkerStatus
 
 from worker import records
 from worker.delivery import DeliveringWorker
@@ -108,11 +107,7 @@ class GuidedWorker(DeliveringWorker):
         return True
 
     def _register(self) -> None:
-        logging.getLogger("rq.worker").setLevel(logging.WARNING)
-        self.connection.delete(self.key)  # of a try that was cut off in the middle
-        self.register_birth()  # type: ignore[no-untyped-call]
-        self.subscribe(**self._wake_channels())
-        self.set_state(WorkerStatus.IDLE)
+        self.enrol(**self._wake_channels())
         self._report()
         log.info("worker %s: takes jobs of %s", self.name, ", ".join(self.registry.names))
 
@@ -221,9 +216,7 @@ class GuidedWorker(DeliveringWorker):
         """Fail an RQ job that cannot be run, and the request it is a part of, if it is one."""
         log.error("job %s: %s", job.id, reason)
         source.intermediate_queue.remove(job.id)
-        job.retries_left = 0
-        job.ended_at = now()
-        self.handle_job_failure(job, source, exc_string=reason, execution=execution)
+        self.give_up(job, source, execution, reason)
         self._fail_request(job.id.partition("-")[0], JobError(kind="error", message=reason))
 
     def _fail_request(self, job_id: str, error: JobError) -> None:

@@ -87,8 +87,10 @@ class TrainRecord:
     """Folder of the run."""
 
     @classmethod
-    def parse(cls, fields: Mapping[bytes, bytes]) -> TrainRecord:
-        """Read the hash (not empty)."""
+    def parse(cls, fields: Mapping[bytes, bytes]) -> TrainRecord | None:
+        """Read the hash; ``None`` if there is no training job in it."""
+        if b"train" not in fields:
+            return None
         outcome = fields.get(b"outcome")
         return cls(
             job=TrainJob.model_validate_json(fields[b"train"]),
@@ -118,7 +120,7 @@ def create(pipe: Pipeline, job: TrainJob) -> None:
 def read(connection: Redis, job_id: str) -> TrainRecord | None:
     """A training job's record, if there is one."""
     fields: Any = connection.hgetall(records.record_key(job_id))
-    return TrainRecord.parse(fields) if b"train" in fields else None
+    return TrainRecord.parse(fields)
 
 
 def train(job_id: str) -> NoReturn:

@@ -94,11 +94,7 @@ class TrainingWorker(QueueWorker):
         return True
 
     def _register(self) -> None:
-        logging.getLogger("rq.worker").setLevel(logging.WARNING)
-        self.connection.delete(self.key)  # of a try that was cut off in the middle
-        self.register_birth()  # type: ignore[no-untyped-call]
-        self.subscribe()
-        self.set_state(WorkerStatus.IDLE)
+        self.enrol()
         log.info("worker %s: takes training jobs", self.name)
 
     def _turn(self) -> None:
@@ -137,9 +133,7 @@ class TrainingWorker(QueueWorker):
             record = read(self.connection, str(job.args[0]))
         except (DeserializationError, ValueError, TypeError, KeyError, IndexError) as error:
             log.error("job %s: refused: %s", rq_id, error)
-            job.retries_left = 0
-            job.ended_at = now()
-            self.handle_job_failure(job, self.source, exc_string=f"refused: {error}", execution=execution)
+            self.give_up(job, self.source, execution, f"refused: {error}")
             refused = JobError(kind="error", message=f"refused: {error}")
             outcome = Outcome(status="failed", at=time.time(), error=refused)
             records.end(self.connection, rq_id, outcome, self.settings.result_ttl_s)
@@ -228,9 +222,7 @@ class TrainingWorker(QueueWorker):
         log.warning("job %s: failed: %s", job.id, message)
         self._end(job, Outcome(status="failed", at=time.time(), error=JobError(kind="error", message=message)))
         assert self._rq_job
-        self._rq_job.retries_left = 0
-        self._rq_job.ended_at = now()
-        self.handle_job_failure(self._rq_job, self.source, exc_string=message, execution=self._execution)
+        self.give_up(self._rq_job, self.source, self._execution, message)
         self._forget()
 
     def _put_back(self, run: TrainingRun) -> None:

@@ -18,7 +18,7 @@ from clients.cli import app
 from clients.commands import _list
 from server.schemas import GenerateRequest, JobFailure, JobView
 from server.up import free_port
-from tests.stack import Stack, eventually
+from tests.stack import Stack, eventually, heed_interrupts
 
 
 def guided(*arguments: object, url: str, code: int = 0) -> str:
@@ -140,11 +140,10 @@ def test_without_a_server_it_says_how_to_start_one() -> None:
 def test_ctrl_c_cancels_the_job(stack: Stack, tmp_path: Path) -> None:
     before = {job["id"] for job in stack.http.get("/jobs", params={"limit": 100}).json()["jobs"]}
     command = [sys.executable, "-m", "clients", "generate", "--model", "tiny", "--steps", "1000", "--num", "8"]
-    # A shell that runs the tests in the background lets them, and all they start, ignore SIGINT.
     process = subprocess.Popen(
         [*command, "--out", str(tmp_path / "a.png"), "--url", stack.url],
         stderr=subprocess.PIPE,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=heed_interrupts,
     )
 
     def new() -> str | None:

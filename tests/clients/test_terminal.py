@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ import pyte
 import pytest
 from PIL import Image
 
-from tests.stack import Stack
+from tests.stack import Stack, heed_interrupts
 
 PLAIN = ("\x1b[?62;22c", "")
 SIXEL = ("\x1b[?62;4;22c", "")
@@ -35,7 +34,7 @@ def terminal(arguments: list[object], url: str, **environment: str) -> Iterator[
         env={**inherited, **given},
         dimensions=(40, 120),
         encoding="utf-8",
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=heed_interrupts,
     )
     child.delaybeforesend = None  # terminals answer at once
     try:

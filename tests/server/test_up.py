@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from server.up import free_port
-from tests.stack import eventually
+from tests.stack import eventually, heed_interrupts
 
 ENVIRONMENT = {"GUIDED_DTYPE": "float32", "GUIDED_WIDTH": "4", "OMP_NUM_THREADS": "1", "GUIDED_CONFIG": "absent.toml"}
 
@@ -29,8 +29,7 @@ def start(*arguments: object, folder: Path, models: Path, log: Path) -> subproce
             env={**os.environ, **ENVIRONMENT},
             stdout=output,
             stderr=subprocess.STDOUT,
-            # A shell that runs the tests in the background lets them, and all they start, ignore SIGINT.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=heed_interrupts,
         )
 
 

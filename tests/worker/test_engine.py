@@ -178,15 +178,16 @@ def test_a_sample_that_becomes_nan_fails_alone() -> None:
     assert same(bench.pictures()["c", 0], alone(SPECS[4]))
 
 
+def room_for_two(x: Tensor, output: Tensor) -> Tensor:
+    """Memory runs out with more than two samples."""
+    if len(x) > 2:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return output
+
+
 def test_out_of_memory_halves_the_width_and_loses_nothing() -> None:
     bench = Bench(width=5)
-
-    def fault(x: Tensor, output: Tensor) -> Tensor:
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return output
-
-    sabotage(bench, fault)
+    sabotage(bench, room_for_two)
     for i, spec in enumerate(SPECS):
         bench.submit(str(i), spec)
     bench.finish()
@@ -198,13 +199,7 @@ def test_out_of_memory_halves_the_width_and_loses_nothing() -> None:
 
 def test_a_step_that_fails_for_newcomers_loses_nobody() -> None:
     bench = Bench(width=5)
-
-    def fault(x: Tensor, output: Tensor) -> Tensor:
-        if len(x) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return output
-
-    sabotage(bench, fault)
+    sabotage(bench, room_for_two)
     for i, spec in enumerate(SPECS[:2]):
         bench.submit(str(i), spec)
     bench.engine.step()
